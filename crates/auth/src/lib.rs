@@ -1,0 +1,1 @@
+//! Credentials: SCRAM verifiers and SASL exchanges.

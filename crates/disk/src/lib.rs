@@ -1,0 +1,1 @@
+//! The shell of the log: runs the spool's operations on files.

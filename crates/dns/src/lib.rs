@@ -1,0 +1,1 @@
+//! One resolver face: MX, A and AAAA with their failures told apart.

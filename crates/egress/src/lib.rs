@@ -1,0 +1,1 @@
+//! Connections that deliver: transactions, TLS policy, outcomes.

@@ -1,0 +1,1 @@
+//! Sessions that take mail in: identity, permission, acceptance.

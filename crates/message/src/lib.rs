@@ -1,0 +1,1 @@
+//! Content of messages: header scan, deltas, reports.

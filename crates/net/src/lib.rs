@@ -1,0 +1,1 @@
+//! Sockets, TLS and the guard of outbound addresses.

@@ -1,0 +1,1 @@
+//! Pure scheduling: lanes, fairness, priorities, retry times and limits.

@@ -1,0 +1,1 @@
+//! The event loops that carry sessions, connections and timers.

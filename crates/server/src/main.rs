@@ -1,0 +1,2 @@
+//! The postrider binary: configuration, wiring, command line.
+fn main() {}

@@ -1,0 +1,1 @@
+//! SMTP and LMTP without I/O: parsing, the server's and the client's session machine.

@@ -1,0 +1,2 @@
+//! Load generator, sink and exact-accounting checker.
+fn main() {}

@@ -1,0 +1,1 @@
+//! Content at rest beyond the queue: the sandbox.
