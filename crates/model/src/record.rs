@@ -4,7 +4,9 @@
 //! in the log, so that the log may copy a record forward as it is.
 
 use crate::codec::{DecodeError, Reader, Write};
-use crate::{BodyKind, Class, Encoding, Envelope, Mailbox, MessageNo, Notify, Ordinal, RecipientParams, Reply};
+use crate::{
+    BodyKind, Class, Encoding, Envelope, Mailbox, MessageNo, Notify, Ordinal, RecipientParams, Reply,
+};
 use crate::{Ret, Terminal, Timestamp, Via};
 use smallvec::SmallVec;
 
@@ -617,11 +619,23 @@ mod tests {
         check!(Attempt, Attempt { number, ordinals: ordinals.clone(), attempt: 3 });
         check!(Deferral, {
             let (ordinals, reply) = (ordinals.clone(), reply.clone());
-            Deferral { number, ordinals, at, attempts: 2, due, in_doubt: true, reply, peer: "mx[::1]:25".into() }
+            Deferral {
+                number,
+                ordinals,
+                at,
+                attempts: 2,
+                due,
+                in_doubt: true,
+                reply,
+                peer: "mx[::1]:25".into(),
+            }
         });
         let terminal = Terminal::Delivered(Via::Lmtp);
         let peer = Box::from("");
-        check!(Backoff, Backoff { lane: "mx:example.net".into(), failures: 2, until: due, reply: reply.clone() });
+        check!(
+            Backoff,
+            Backoff { lane: "mx:example.net".into(), failures: 2, until: due, reply: reply.clone() }
+        );
         check!(Final, Final { number, ordinals, at, attempts: 1, terminal, reply, peer });
         check!(Control, Control { number: 4, at, act: (*b"act").into() });
     }

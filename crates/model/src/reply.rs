@@ -151,9 +151,11 @@ impl Reply {
         let code = reader.uint16("reply code")?;
         let enhanced = match reader.byte("enhanced class")? {
             0 => None,
-            class => {
-                Some(EnhancedCode(class, reader.uint16("enhanced subject")?, reader.uint16("enhanced detail")?))
-            }
+            class => Some(EnhancedCode(
+                class,
+                reader.uint16("enhanced subject")?,
+                reader.uint16("enhanced detail")?,
+            )),
         };
         let text = reader.str("reply text")?;
         Reply::new(code, enhanced, text).map_err(|_| DecodeError::Invalid("reply code"))
@@ -227,10 +229,9 @@ mod tests {
 
     #[test]
     fn a_reply_survives_the_log() {
-        for reply in [
-            Reply::new(250, None, "").unwrap(),
-            Reply::ours(550, EnhancedCode(5, 7, 509), "Zwei\nZeilen ü"),
-        ] {
+        for reply in
+            [Reply::new(250, None, "").unwrap(), Reply::ours(550, EnhancedCode(5, 7, 509), "Zwei\nZeilen ü")]
+        {
             let mut out = Vec::new();
             reply.encode(&mut out);
             assert_eq!(Reply::decode(&mut Reader::new(&out)).unwrap(), reply);
