@@ -1,1 +1,17 @@
 //! Joins spool and queue: what every recipient's state is, and what happens next.
+//!
+//! **For:** one shard's part of the relay's state, as a fold of the log: it takes messages from sessions,
+//! hands transactions to connections, writes down what became of them, and answers the operator.
+//! **Promises:** a ticket becomes durable before anyone is told so (P1); every recipient reaches exactly one
+//! terminal state (P2); a restart changes nothing (P3).
+//! **Never:** a clock, disk, socket or thread; a decision that is not in the log.
+
+mod intake;
+pub mod operate;
+mod outflow;
+
+pub use intake::{Draft, Intake, Pieces, Refusal};
+pub use outflow::{
+    ConnectionEnd, ConnectionId, Next, Outflow, Piece, Plan, PlanHost, Settled, Settlement, Transaction,
+    TransactionId,
+};
