@@ -4,6 +4,9 @@
 //! (RFC 9562 §5.7) with a prefix. The 74 random bits of the UUID carry number and ordinal under a keyed
 //! permutation, so that an id leads to its place without a map and tells nobody how many messages we sent.
 
+// The casts below cut masked halves out of wider integers.
+#![allow(clippy::cast_possible_truncation)]
+
 use crate::Timestamp;
 use std::fmt;
 use std::str::FromStr;

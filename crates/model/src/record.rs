@@ -31,6 +31,8 @@ pub enum Kind {
     Control = 6,
     /// [`Backoff`].
     Backoff = 7,
+    /// [`Change`].
+    Change = 8,
 }
 
 impl TryFrom<u8> for Kind {
@@ -44,6 +46,7 @@ impl TryFrom<u8> for Kind {
             5 => Kind::Final,
             6 => Kind::Control,
             7 => Kind::Backoff,
+            8 => Kind::Change,
             _ => return Err(DecodeError::Invalid("record kind")),
         })
     }
@@ -88,13 +91,51 @@ pub struct Message {
     pub report: Option<Report>,
 }
 
-/// What a DSN settles: with the DSN durable, these recipients of that message are done with.
+/// What a DSN reports. A durable failure report settles its recipients even if their own [`Final`] was
+/// lost in a crash, so that nobody is told twice.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Report {
     /// The message reported on.
     pub of: MessageNo,
-    /// The recipients whose failure the DSN reports; empty when it reports delay or success.
-    pub failed: Ordinals,
+    /// What is reported.
+    pub kind: ReportKind,
+    /// The recipients reported on.
+    pub ordinals: Ordinals,
+}
+
+/// What a DSN says (RFC 3464 §2.3.3, Action).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ReportKind {
+    /// `failed`
+    Failed,
+    /// `delayed`
+    Delayed,
+    /// `delivered` or `relayed`
+    Delivered,
+}
+
+/// An operator changed these recipients.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Change {
+    /// Message.
+    pub number: MessageNo,
+    /// Its recipients.
+    pub ordinals: Ordinals,
+    /// What is so from now on.
+    pub to: ChangeTo,
+}
+
+/// What a [`Change`] makes of a recipient.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum ChangeTo {
+    /// Held.
+    Held,
+    /// Held no more.
+    Released,
+    /// Due at this time.
+    Due(Timestamp),
+    /// Goes by the route of this name.
+    Route(Box<str>),
 }
 
 /// A piece of a large content, streamed before its message is complete.
@@ -245,7 +286,12 @@ impl Message {
         out.put_uint(u64::from(self.chunks));
         if let Some(report) = &self.report {
             out.put_uint(report.of.0);
-            put_ordinals(out, &report.failed);
+            out.put_byte(match report.kind {
+                ReportKind::Failed => 0,
+                ReportKind::Delayed => 1,
+                ReportKind::Delivered => 2,
+            });
+            put_ordinals(out, &report.ordinals);
         }
         out.put_uint(self.recipients.len() as u64);
         for recipient in &self.recipients {
@@ -279,7 +325,14 @@ impl Message {
         let content_size = r.uint("content size")?;
         let chunks = r.uint32("chunk count")?;
         let report = if has(FLAG_REPORT) {
-            Some(Report { of: MessageNo(r.uint("reported message")?), failed: ordinals(r)? })
+            let of = MessageNo(r.uint("reported message")?);
+            let kind = match r.byte("report kind")? {
+                0 => ReportKind::Failed,
+                1 => ReportKind::Delayed,
+                2 => ReportKind::Delivered,
+                _ => return Err(DecodeError::Invalid("report kind")),
+            };
+            Some(Report { of, kind, ordinals: ordinals(r)? })
         } else {
             None
         };
@@ -440,6 +493,45 @@ impl Final {
     }
 }
 
+impl Change {
+    /// Appends the head's bytes.
+    pub fn encode(&self, out: &mut Vec<u8>) {
+        out.put_uint(self.number.0);
+        put_ordinals(out, &self.ordinals);
+        match &self.to {
+            ChangeTo::Held => out.put_byte(0),
+            ChangeTo::Released => out.put_byte(1),
+            ChangeTo::Due(due) => {
+                out.put_byte(2);
+                out.put_uint(due.as_micros());
+            }
+            ChangeTo::Route(name) => {
+                out.put_byte(3);
+                out.put_str(name);
+            }
+        }
+    }
+
+    /// Reads a head.
+    ///
+    /// # Errors
+    /// When the bytes are damaged.
+    pub fn decode(head: &[u8]) -> Result<Self, DecodeError> {
+        let r = &mut Reader::new(head);
+        Ok(Change {
+            number: MessageNo(r.uint("message number")?),
+            ordinals: ordinals(r)?,
+            to: match r.byte("change")? {
+                0 => ChangeTo::Held,
+                1 => ChangeTo::Released,
+                2 => ChangeTo::Due(timestamp(r, "due time")?),
+                3 => ChangeTo::Route(r.str("route")?.into()),
+                _ => return Err(DecodeError::Invalid("change")),
+            },
+        })
+    }
+}
+
 impl Backoff {
     /// Appends the head's bytes.
     pub fn encode(&self, out: &mut Vec<u8>) {
@@ -594,7 +686,11 @@ mod tests {
             chunks: 19,
             held: true,
             sent_at_once: false,
-            report: Some(Report { of: MessageNo(3), failed: Ordinals::from_slice(&[0, 999]) }),
+            report: Some(Report {
+                of: MessageNo(3),
+                kind: ReportKind::Failed,
+                ordinals: Ordinals::from_slice(&[0, 999]),
+            }),
         }
     }
 
@@ -630,6 +726,8 @@ mod tests {
                 peer: "mx[::1]:25".into(),
             }
         });
+        check!(Change, Change { number, ordinals: ordinals.clone(), to: ChangeTo::Route("backup".into()) });
+        check!(Change, Change { number, ordinals: ordinals.clone(), to: ChangeTo::Due(due) });
         let terminal = Terminal::Delivered(Via::Lmtp);
         let peer = Box::from("");
         check!(
