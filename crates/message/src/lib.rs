@@ -1,1 +1,35 @@
-//! Content of messages: header scan, deltas, reports.
+//! The content of messages.
+//!
+//! **For:** reading the header section while it streams in ([`HeaderScan`]), saying who a message is from
+//! ([`Header::authors`]), the fields a relay adds ([`Received`], [`write_date`], [`write_message_id`]) and
+//! takes out ([`assemble`]).
+//! **Promises:** content is a list of [`bytes::Bytes`] slices and is never copied; everything a client
+//! writes is bounded and cleaned before it stands in what we write; what cannot be read in one way only is
+//! an error that says so.
+//! **Never:** I/O, clocks, randomness: ids, boundaries and times are arguments.
+//!
+//! ```
+//! use bytes::Bytes;
+//! use postrider_message::{FieldKind, HeaderScan, REMOVED_ON_SUBMISSION, assemble};
+//!
+//! let content = [Bytes::from_static(b"From: ada@example.com\r\nBcc: bob@example.net\r\n\r\nHello\r\n")];
+//! let header = HeaderScan::whole(&content);
+//! assert_eq!(header.authors(&content).unwrap().from[0].as_str(), "ada@example.com");
+//! assert!(!header.has(FieldKind::Date));
+//!
+//! let out = assemble(&content, &header, Bytes::from_static(b"Received: …\r\n"), REMOVED_ON_SUBMISSION);
+//! assert_eq!(out.pieces.concat(), "Received: …\r\nFrom: ada@example.com\r\n\r\nHello\r\n".as_bytes());
+//! ```
+
+mod assemble;
+mod authors;
+mod header;
+pub mod pieces;
+mod trace;
+pub mod xtext;
+
+pub use assemble::{Assembled, REMOVED_ON_RELAY, REMOVED_ON_SUBMISSION, assemble};
+pub use authors::{AUTHORS_MAX, AUTHORS_SIZE_MAX, AuthorError, Authors};
+pub use header::{FIELDS_MAX, Field, FieldKind, HEADER_SIZE_MAX, HOPS_MAX, Header, HeaderEnd, HeaderScan};
+pub use pieces::Pieces;
+pub use trace::{Received, TraceProtocol, TraceTls, write_date, write_message_id};
