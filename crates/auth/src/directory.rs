@@ -1,0 +1,148 @@
+//! Who exists, for the exchanges.
+
+use crate::exchange::Mechanism;
+use crate::scram::hmac_sha256;
+use crate::verifier::{ITERATIONS_DEFAULT, Verifier, VerifierError, bounded};
+use postrider_model::snapshot::Account;
+use std::collections::BTreeMap;
+use std::num::NonZeroU32;
+use std::sync::Arc;
+use thiserror::Error;
+
+/// A verifier that cannot be read, and whose it is.
+#[derive(Clone, Debug, PartialEq, Eq, Error)]
+#[error("account {name}: {error}")]
+pub struct DirectoryError {
+    /// The account.
+    pub name: Box<str>,
+    /// What is wrong.
+    pub error: VerifierError,
+}
+
+/// The accounts' verifiers by name, and a secret from which the answers to unknown names are made, the same
+/// ones every time (RFC 5802 §9: a salt must not tell whether a name exists). Built once per snapshot.
+#[derive(Clone)]
+pub struct Directory {
+    verifiers: BTreeMap<Box<str>, Arc<Verifier>>,
+    /// Of most verifiers, so that an unknown name costs as much.
+    iterations: NonZeroU32,
+    secret: [u8; 32],
+    anyone: bool,
+}
+
+impl Directory {
+    /// From names and verifiers. The secret must be random and the same for all shards, best for the life of
+    /// the data directory.
+    ///
+    /// # Errors
+    /// All verifiers that cannot be read.
+    pub fn new<'a>(
+        accounts: impl IntoIterator<Item = (&'a str, &'a str)>,
+        secret: [u8; 32],
+    ) -> Result<Self, Vec<DirectoryError>> {
+        let mut verifiers = BTreeMap::new();
+        let mut errors = Vec::new();
+        for (name, text) in accounts {
+            match text.parse::<Verifier>() {
+                Ok(verifier) => {
+                    verifiers.insert(name.into(), Arc::new(verifier));
+                }
+                Err(error) => errors.push(DirectoryError { name: name.into(), error }),
+            }
+        }
+        if !errors.is_empty() {
+            return Err(errors);
+        }
+        let iterations = usual_iterations(&verifiers);
+        Ok(Directory { verifiers, iterations, secret, anyone: false })
+    }
+
+    /// From a snapshot's accounts.
+    ///
+    /// # Errors
+    /// All verifiers that cannot be read.
+    pub fn of_accounts(accounts: &[Arc<Account>], secret: [u8; 32]) -> Result<Self, Vec<DirectoryError>> {
+        Self::new(accounts.iter().map(|account| (&*account.name, &*account.verifier)), secret)
+    }
+
+    /// One in which every name exists with every password, for a sandbox listener.
+    #[must_use]
+    pub fn anyone() -> Self {
+        let iterations = usual_iterations(&BTreeMap::new());
+        Directory { verifiers: BTreeMap::new(), iterations, secret: [0; 32], anyone: true }
+    }
+
+    /// The mechanisms to offer, the best first. Where anyone is let in there is no key for SCRAM.
+    #[must_use]
+    pub fn mechanisms(&self) -> &'static [Mechanism] {
+        if self.anyone {
+            &[Mechanism::Plain, Mechanism::Login]
+        } else {
+            &[Mechanism::ScramSha256, Mechanism::Plain, Mechanism::Login]
+        }
+    }
+
+    pub(crate) fn admits_anyone(&self) -> bool {
+        self.anyone
+    }
+
+    /// The name's verifier, or for a name that does not exist one that accepts nothing; true if it exists.
+    pub(crate) fn verifier(&self, name: &str) -> (Arc<Verifier>, bool) {
+        match self.verifiers.get(name) {
+            Some(verifier) => (Arc::clone(verifier), true),
+            None => (Arc::new(self.nobody(name)), false),
+        }
+    }
+
+    fn nobody(&self, name: &str) -> Verifier {
+        let derive = |what: &str| hmac_sha256(&self.secret, format!("{what}\0{name}").as_bytes());
+        Verifier {
+            iterations: self.iterations,
+            salt: derive("salt")[..16].into(),
+            stored_key: derive("stored key"),
+            server_key: derive("server key"),
+        }
+    }
+}
+
+fn usual_iterations(verifiers: &BTreeMap<Box<str>, Arc<Verifier>>) -> NonZeroU32 {
+    let mut counts = BTreeMap::new();
+    for verifier in verifiers.values() {
+        *counts.entry(verifier.iterations).or_insert(0usize) += 1;
+    }
+    let usual = counts.into_iter().max_by_key(|(_, count)| *count).map(|(iterations, _)| iterations);
+    // Invariant: the default is within its own bounds.
+    usual.or_else(|| bounded(ITERATIONS_DEFAULT)).expect("the default is within bounds")
+}
+
+impl std::fmt::Debug for Directory {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "Directory({} accounts)", self.verifiers.len())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_bad_verifier_is_named() {
+        let good = Verifier::new("x", &[1; 16], 4096).unwrap().to_string();
+        let errors =
+            Directory::new([("a", "plain"), ("b", &*good), ("c", "scram-sha-256:1")], [0; 32]).unwrap_err();
+        assert_eq!(errors.len(), 2);
+        assert!(errors[0].to_string().starts_with("account a: this is not a verifier"));
+        assert_eq!((&*errors[1].name, errors[1].error), ("c", VerifierError::Shape));
+    }
+
+    #[test]
+    fn an_unknown_name_looks_like_a_known_one_and_always_the_same() {
+        let good = Verifier::new("x", &[1; 16], 5000).unwrap().to_string();
+        let directory = Directory::new([("b", &*good)], [9; 32]).unwrap();
+        let (nobody, exists) = directory.verifier("a");
+        assert!(!exists);
+        assert_eq!((nobody.salt.len(), nobody.iterations.get()), (16, 5000));
+        assert_eq!(directory.verifier("a").0, nobody);
+        assert_ne!(directory.verifier("c").0.salt, nobody.salt);
+    }
+}
