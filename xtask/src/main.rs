@@ -1,2 +1,26 @@
-//! Developer commands.
-fn main() {}
+//! Developer commands: `cargo xtask run | test | bench`.
+//!
+//! Everything that a fresh clone needs beyond a Rust toolchain is installed by the command that needs it.
+
+mod debian;
+mod run;
+mod shell;
+mod test;
+
+use clap::Parser;
+
+#[derive(Parser)]
+#[command(name = "cargo xtask", about = "Developer commands of Postrider")]
+enum Command {
+    /// Build and start a relay in ./try whose sandbox keeps all mail.
+    Run(run::Args),
+    /// Format, lints, all tests, documentation tests, licences and a short fuzz run.
+    Test(test::Args),
+}
+
+fn main() -> anyhow::Result<()> {
+    match Command::parse() {
+        Command::Run(args) => run::run(&args),
+        Command::Test(args) => test::run(&args),
+    }
+}

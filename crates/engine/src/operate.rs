@@ -276,7 +276,7 @@ impl Response {
             (Response::Error(error), _) | (_, Response::Error(error)) => Response::Error(error),
             (Response::Recipients(mut a), Response::Recipients(b)) => {
                 a.extend(b);
-                a.sort_by(|x, y| (x.accepted_at, x.id.to_string()).cmp(&(y.accepted_at, y.id.to_string())));
+                a.sort_by_cached_key(|x| (x.accepted_at, x.id.to_string()));
                 Response::Recipients(a)
             }
             (Response::Acted(a), Response::Acted(b)) => Response::Acted(ActView {

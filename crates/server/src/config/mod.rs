@@ -1,0 +1,100 @@
+//! The configuration file: read, checked as a whole, turned into the [`Snapshot`] of the data plane.
+
+mod build;
+pub mod problem;
+mod read;
+pub mod schema;
+pub mod show;
+pub mod value;
+
+pub use build::Surroundings;
+pub use problem::{Problem, Problems, Severity};
+
+use postrider_model::Snapshot;
+use std::path::{Path, PathBuf};
+
+/// Everything that a file says, checked, with defaults for what it does not say.
+#[derive(Clone, Debug)]
+pub struct Settings {
+    /// What the data plane reads; may change on reload.
+    pub snapshot: Snapshot,
+    /// Where state lives.
+    pub data_dir: PathBuf,
+    /// Event loops; 0 for one on each core.
+    pub shards: usize,
+    /// The log.
+    pub spool: Spool,
+}
+
+/// `[spool]`
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Spool {
+    /// Octets of a segment.
+    pub segment_size_bytes: u64,
+    /// Free space on the disk below which new mail is refused.
+    pub free_space_min_bytes: u64,
+}
+
+impl Default for Spool {
+    fn default() -> Self {
+        Spool { segment_size_bytes: 64 << 20, free_space_min_bytes: 256 << 20 }
+    }
+}
+
+/// A configuration that may be used, with what it was made from.
+#[derive(Clone, Debug)]
+pub struct Loaded {
+    /// The checked form.
+    pub settings: Settings,
+    /// Warnings only.
+    pub problems: Problems,
+    /// The values as written.
+    pub written: read::Section,
+}
+
+/// Reads `file`, or without one makes the sandbox relay that a newcomer starts with.
+///
+/// # Errors
+/// Everything that is wrong with the file, or why it cannot be read.
+pub fn load(file: Option<&Path>, data_dir: Option<&Path>) -> Result<Loaded, Problems> {
+    let Some(file) = file else {
+        return check(Path::new("(no configuration file)"), "", &surroundings(Path::new("."), data_dir));
+    };
+    match std::fs::read_to_string(file) {
+        Ok(source) => {
+            let directory = file.parent().filter(|parent| !parent.as_os_str().is_empty());
+            check(file, &source, &surroundings(directory.unwrap_or(Path::new(".")), data_dir))
+        }
+        Err(error) => {
+            let mut problems = Problems::new(file, "");
+            problems.error(
+                &(0..0),
+                format!("cannot read the file: {error}"),
+                "give its path with --config FILE",
+            );
+            Err(problems)
+        }
+    }
+}
+
+fn surroundings(directory: &Path, data_dir: Option<&Path>) -> Surroundings {
+    Surroundings {
+        hostname: std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default(),
+        directory: directory.to_owned(),
+        data_dir: data_dir.map(Path::to_owned),
+    }
+}
+
+/// Checks a file's text.
+///
+/// # Errors
+/// Everything that is wrong with it.
+pub fn check(file: &Path, source: &str, surroundings: &Surroundings) -> Result<Loaded, Problems> {
+    let mut problems = Problems::new(file, source);
+    let written = read::read(source, &mut problems);
+    let settings = build::build(&written, surroundings, &mut problems);
+    if problems.has_errors() { Err(problems) } else { Ok(Loaded { settings, problems, written }) }
+}
+
+#[cfg(test)]
+mod tests;

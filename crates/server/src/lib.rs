@@ -1,0 +1,2 @@
+//! The binary's parts, so that tests can reach them.
+pub mod config;
