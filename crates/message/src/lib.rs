@@ -2,7 +2,7 @@
 //!
 //! **For:** reading the header section while it streams in ([`HeaderScan`]), saying who a message is from
 //! ([`Header::authors`]), the fields a relay adds ([`Received`], [`write_date`], [`write_message_id`]) and
-//! takes out ([`assemble`]).
+//! takes out ([`assemble`]), and reports on delivery ([`Report`]).
 //! **Promises:** content is a list of [`bytes::Bytes`] slices and is never copied; everything a client
 //! writes is bounded and cleaned before it stands in what we write; what cannot be read in one way only is
 //! an error that says so.
@@ -21,15 +21,21 @@
 //! assert_eq!(out.pieces.concat(), b"Received: from x\r\nFrom: ada@example.com\r\n\r\nHello\r\n");
 //! ```
 
+mod advice;
 mod assemble;
 mod authors;
 mod header;
+pub mod lines;
 pub mod pieces;
+mod report;
 mod trace;
+mod transfer;
+mod words;
 pub mod xtext;
 
 pub use assemble::{Assembled, REMOVED_ON_RELAY, REMOVED_ON_SUBMISSION, assemble};
 pub use authors::{AUTHORS_MAX, AUTHORS_SIZE_MAX, AuthorError, Authors};
 pub use header::{FIELDS_MAX, Field, FieldKind, HEADER_SIZE_MAX, HOPS_MAX, Header, HeaderEnd, HeaderScan};
 pub use pieces::Pieces;
+pub use report::{Action, RETURNED_SIZE_MAX, Report, ReportContent, Reported, returns_content};
 pub use trace::{Received, TraceProtocol, TraceTls, write_date, write_message_id};
