@@ -1,1 +1,44 @@
-//! The HTTP API on the admin socket.
+//! The HTTP API of a running relay, on a Unix socket whose file permissions are its lock.
+//!
+//! **For:** operators and programs on the same machine: the queue, why something waits, the sandbox, metrics
+//! and health, as JSON under `/v1`; and [`Client`], with which the command line asks.
+//! **Promises:** every refusal is an RFC 9457 problem that says what to do; lists come in pages; an order
+//! without a filter acts on nobody; a relay that is busy makes a request fail in time, not hang.
+//! **Never:** a decision about mail. What is asked goes through [`Relay`] to the shards as it is.
+//!
+//! | route | |
+//! |---|---|
+//! | `GET /v1/queue` | recipients that wait; a [`Filter`](postrider_engine::operate::Filter) as query, `limit`, `after` |
+//! | `POST /v1/queue` | an act: `{"act": "retry", "filter": {"domain": "example.com"}}` |
+//! | `GET /v1/queue/{id}` | one message or recipient |
+//! | `GET /v1/acts/{number}` | how far an act is |
+//! | `GET /v1/explain?target=` | why a recipient, an address or a domain waits |
+//! | `GET /v1/lanes`, `/v1/totals`, `/v1/suspensions` | what moves, what was counted, what is stopped |
+//! | `GET, DELETE /v1/sandbox/messages` | captured mail; `…/{id}` one of it, `…/{id}/content` as it came |
+//! | `GET /v1/metrics` | Prometheus text |
+//! | `GET /v1/health` | what runs, since when, where it listens |
+//! | `POST /v1/reload` | reads the configuration again |
+//!
+//! ```no_run
+//! # use postrider_api::{Client, ClientError};
+//! let client = Client::new("/var/lib/postrider/admin.sock");
+//! let totals = client.get("/v1/totals")?;
+//! println!("{} recipients wait", totals["recipients"]);
+//! # Ok::<(), ClientError>(())
+//! ```
+
+mod client;
+mod metrics;
+mod port;
+mod problem;
+mod queue;
+mod sandbox;
+mod server;
+
+pub use client::{Client, ClientError, query};
+pub use port::{Captured, Health, ListenerView, Relay, Unavailable};
+pub use queue::Order;
+pub use server::{BindError, Server, bind, start};
+
+/// The socket's name in the data directory.
+pub const SOCKET_NAME: &str = "admin.sock";

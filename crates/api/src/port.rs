@@ -1,0 +1,110 @@
+//! What the API needs of a relay.
+
+use postrider_engine::operate::{Request, Response};
+use postrider_model::Timestamp;
+use serde::Serialize;
+use std::fmt;
+
+/// A running relay, as the API asks it.
+pub trait Relay: Clone + Send + Sync + 'static {
+    /// Asks every shard and merges what they answer.
+    fn ask(&self, request: Request) -> impl Future<Output = Result<Response, Unavailable>> + Send;
+
+    /// Captured messages, the newest first: at most `limit`, of those after the id `after`.
+    fn captured(
+        &self,
+        limit: usize,
+        after: Option<String>,
+    ) -> impl Future<Output = Result<Vec<Captured>, Unavailable>> + Send;
+
+    /// A captured message; `None` if there is none of this id.
+    fn captured_one(&self, id: String) -> impl Future<Output = Result<Option<Captured>, Unavailable>> + Send;
+
+    /// A captured message's content as it would have gone out: CRLF, not dot-stuffed.
+    fn captured_content(
+        &self,
+        id: String,
+    ) -> impl Future<Output = Result<Option<Vec<u8>>, Unavailable>> + Send;
+
+    /// Deletes captured messages: the one of this id, or all. Says how many there were.
+    fn captured_delete(&self, id: Option<String>) -> impl Future<Output = Result<u64, Unavailable>> + Send;
+
+    /// What runs.
+    fn health(&self) -> Health;
+
+    /// Metrics beyond totals and lanes, in Prometheus' text form.
+    fn metrics(&self) -> String;
+
+    /// Reads configuration and certificates again.
+    ///
+    /// # Errors
+    /// Everything that forbids the change; then nothing has changed.
+    fn reload(&self) -> impl Future<Output = Result<Vec<String>, String>> + Send;
+}
+
+/// The relay did not answer: it stops, or it is overloaded.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Unavailable(pub String);
+
+impl fmt::Display for Unavailable {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+impl std::error::Error for Unavailable {}
+
+/// A message that a sandbox route kept.
+#[derive(Clone, Debug, Serialize)]
+pub struct Captured {
+    /// `msg_…`
+    pub id: String,
+    /// When it was accepted.
+    pub at: Timestamp,
+    /// The reverse-path; empty for `<>`.
+    pub from: String,
+    /// Recipients for whom it was kept.
+    pub to: Vec<String>,
+    /// Account or listener that brought it.
+    pub account: String,
+    /// The Subject field, decoded as far as it is plain text.
+    pub subject: String,
+    /// Octets of content.
+    pub size: u64,
+}
+
+/// What runs.
+#[derive(Clone, Debug, Serialize)]
+pub struct Health {
+    /// `ok`, `starting` or `stopping`; or a word for what is wrong.
+    pub status: String,
+    /// Of the program.
+    pub version: String,
+    /// Of the relay.
+    pub hostname: String,
+    /// Process id.
+    pub pid: u32,
+    /// Since the start.
+    pub uptime_s: u64,
+    /// Event loops.
+    pub shards: usize,
+    /// Where it listens, with the real port.
+    pub listeners: Vec<ListenerView>,
+    /// Names of the routes, in order.
+    pub routes: Vec<String>,
+}
+
+/// A listening address.
+#[derive(Clone, Debug, Serialize)]
+pub struct ListenerView {
+    /// Its name.
+    pub name: String,
+    /// `smtp`, `submission`, `submissions` or `lmtp`.
+    pub protocol: String,
+    /// Address and port.
+    pub address: String,
+    /// TLS is offered.
+    pub tls: bool,
+    /// Any credentials are taken.
+    pub sandbox: bool,
+}
