@@ -1,5 +1,5 @@
 //! Plain streams, listeners and dialling, over loopback.
-#![allow(missing_docs)]
+#![allow(missing_docs, clippy::unwrap_used)]
 
 mod common;
 

@@ -1,5 +1,5 @@
 //! Streams under TLS, both ends ours, over loopback.
-#![allow(missing_docs)]
+#![allow(missing_docs, clippy::unwrap_used)]
 
 mod common;
 

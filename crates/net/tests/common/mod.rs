@@ -1,5 +1,5 @@
 //! Two ends of a connection in one thread and one event loop.
-#![allow(dead_code, missing_docs, unreachable_pub)]
+#![allow(dead_code, missing_docs, unreachable_pub, clippy::unwrap_used)]
 
 use mio::{Events, Poll, Token};
 use postrider_model::Timestamp;
