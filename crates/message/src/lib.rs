@@ -39,3 +39,4 @@ pub use header::{FIELDS_MAX, Field, FieldKind, HEADER_SIZE_MAX, HOPS_MAX, Header
 pub use pieces::Pieces;
 pub use report::{Action, RETURNED_SIZE_MAX, Report, ReportContent, Reported, returns_content};
 pub use trace::{Received, TraceProtocol, TraceTls, write_date, write_message_id};
+pub use words::decode_words;

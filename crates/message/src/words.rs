@@ -61,6 +61,13 @@ pub(crate) fn encode(text: &str) -> String {
     out
 }
 
+/// The text of a header field for a person to read: encoded words (RFC 2047) decoded as far as they are in
+/// UTF-8, ASCII or ISO 8859-1, controls replaced, at most `size_max` octets. Nothing may be decided by it.
+#[must_use]
+pub fn decode_words(text: &str, size_max: usize) -> String {
+    clean(&decode(text), size_max, false)
+}
+
 /// The text with its encoded words decoded, as far as they are in UTF-8, ASCII or ISO 8859-1; for a person
 /// to read, not to decide by.
 pub(crate) fn decode(text: &str) -> String {
