@@ -26,7 +26,16 @@ pub enum AddressError {
     /// More than 255 octets of domain (§4.5.3.1.2) or 63 of a label (RFC 1035 §2.3.4).
     #[error("the domain or one of its labels is too long")]
     DomainTooLong,
+    /// A domain that ends in a number, as no domain does (RFC 3696 §2); resolvers may take it for an address.
+    #[error("a domain does not end in a number; an IP address stands in brackets, as in user@[192.0.2.1]")]
+    DomainNumeric,
+    /// More than 254 octets in all, which with its angle brackets is the longest path (§4.5.3.1.3).
+    #[error("the address is longer than 254 octets")]
+    TooLong,
 }
+
+/// Octets of a mailbox.
+const MAILBOX_SIZE_MAX: usize = 254;
 
 /// A domain in the form in which it is compared and looked up: lower case, A-labels; or an address
 /// literal such as `[192.0.2.1]` or `[IPv6:2001:db8::1]`.
@@ -157,7 +166,15 @@ impl FromStr for Mailbox {
         if at > 64 {
             return Err(AddressError::LocalTooLong);
         }
+        // Line ends to some programs and invisible to people (RFC 6531 allows them, nobody has them).
+        let hidden = |c: char| c.is_control() || matches!(c, '\u{2028}' | '\u{2029}');
+        if !text[..at].is_ascii() && text[..at].chars().any(hidden) {
+            return Err(AddressError::Local);
+        }
         let domain = text[at + 1..].parse()?;
+        if text.len() > MAILBOX_SIZE_MAX {
+            return Err(AddressError::TooLong);
+        }
         // Invariant: `at` is at most 64.
         Ok(Mailbox { text: text.into(), at: u16::try_from(at).unwrap_or(64), domain })
     }
@@ -233,6 +250,10 @@ fn check_host_name(text: &str) -> Result<(), AddressError> {
     if text.len() > 255 {
         return Err(AddressError::DomainTooLong);
     }
+    let last = text.rsplit('.').next().unwrap_or_default();
+    if !last.is_empty() && last.bytes().all(|b| b.is_ascii_digit()) {
+        return Err(AddressError::DomainNumeric);
+    }
     for label in text.split('.') {
         if label.len() > 63 {
             return Err(AddressError::DomainTooLong);
@@ -302,6 +323,11 @@ mod tests {
         check("a@exa\0mple.com", Err(AddressError::Domain));
         check(&format!("{}@example.com", "a".repeat(65)), Err(AddressError::LocalTooLong));
         check(&format!("a@{}.com", "b".repeat(64)), Err(AddressError::DomainTooLong));
+        check(&format!("a@{}com", "b.".repeat(125)), Err(AddressError::TooLong));
+        check("a@192.0.2.1", Err(AddressError::DomainNumeric));
+        check("a@example.1", Err(AddressError::DomainNumeric));
+        check("ü\u{85}@example.com", Err(AddressError::Local));
+        check("ü\u{2028}@example.com", Err(AddressError::Local));
     }
 
     #[test]
