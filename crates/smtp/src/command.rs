@@ -216,8 +216,7 @@ pub fn parse<'l>(line: &'l [u8], rules: &Rules<'_>) -> Result<Command<'l>, Comma
 #[must_use]
 pub fn is_http(line: &[u8]) -> bool {
     let verb = line.split(|&b| b == b' ').next().unwrap_or_default();
-    let verbs: [&[u8]; 8] =
-        [b"GET", b"POST", b"PUT", b"HEAD", b"OPTIONS", b"CONNECT", b"DELETE", b"PATCH"];
+    let verbs: [&[u8]; 8] = [b"GET", b"POST", b"PUT", b"HEAD", b"OPTIONS", b"CONNECT", b"DELETE", b"PATCH"];
     verbs.contains(&verb) && line.len() > verb.len()
 }
 
@@ -275,7 +274,7 @@ fn mail<'l>(rest: &'l str, rules: &Rules<'_>) -> Result<Command<'l>, CommandErro
     mail_parameters(parameters, rules, &mut mail)?;
     if !path.is_empty() {
         mail.envelope.reverse_path =
-            Some(mailbox(path, mail.envelope.smtputf8).map_err(|error| error.of_sender())?);
+            Some(mailbox(path, mail.envelope.smtputf8).map_err(CommandError::of_sender)?);
     }
     Ok(Command::Mail(mail))
 }
@@ -330,7 +329,11 @@ fn path<'l>(
     let rest = rest[keyword.len()..].trim_start_matches(' ');
     let Some(inner) = rest.strip_prefix('<') else {
         let word = rest.split(' ').next().unwrap_or_default();
-        return if rules.lenient && !word.is_empty() { Ok((word, &rest[word.len()..])) } else { Err(fails()) };
+        return if rules.lenient && !word.is_empty() {
+            Ok((word, &rest[word.len()..]))
+        } else {
+            Err(fails())
+        };
     };
     let end = end_of_path(inner).ok_or_else(fails)?;
     let parameters = &inner[end + 1..];
@@ -505,7 +508,8 @@ fn xclient<'l>(rest: &str) -> Result<Command<'l>, CommandError> {
         let (key, value) = word.split_once('=').ok_or(WRONG)?;
         let value = xtext::decode(value).ok_or(WRONG)?;
         let is = |name: &str| key.eq_ignore_ascii_case(name);
-        let known = !value.eq_ignore_ascii_case("[UNAVAILABLE]") && !value.eq_ignore_ascii_case("[TEMPUNAVAIL]");
+        let known =
+            !value.eq_ignore_ascii_case("[UNAVAILABLE]") && !value.eq_ignore_ascii_case("[TEMPUNAVAIL]");
         let text = || if known { value.as_str().into() } else { Box::from("") };
         if is("NAME") {
             found.name = Some(text());
@@ -515,7 +519,10 @@ fn xclient<'l>(rest: &str) -> Result<Command<'l>, CommandError> {
         } else if is("LOGIN") {
             found.login = Some(text());
         } else if is("ADDR") && known {
-            let bare = value.get(..5).filter(|tag| tag.eq_ignore_ascii_case("ipv6:")).map_or(&*value, |_| &value[5..]);
+            let bare = value
+                .get(..5)
+                .filter(|tag| tag.eq_ignore_ascii_case("ipv6:"))
+                .map_or(&*value, |_| &value[5..]);
             found.address = Some(bare.parse().map_err(|_| WRONG)?);
         } else if is("PORT") && known {
             found.port = Some(value.parse().map_err(|_| WRONG)?);

@@ -47,9 +47,8 @@ fn verbs_are_read_in_any_case() {
 
 #[test]
 fn mail_takes_every_parameter_once() {
-    let mail = mail_of(
-        "MAIL FROM:<a@example.com> SIZE=1000 BODY=8BITMIME SMTPUTF8 RET=hdrs ENVID=QQ+2B1 AUTH=<>",
-    );
+    let mail =
+        mail_of("MAIL FROM:<a@example.com> SIZE=1000 BODY=8BITMIME SMTPUTF8 RET=hdrs ENVID=QQ+2B1 AUTH=<>");
     assert_eq!(mail.size_bytes, Some(1000));
     assert_eq!(mail.envelope.body, BodyKind::EightBitMime);
     assert_eq!(mail.envelope.ret, Some(Ret::Headers));
@@ -154,7 +153,8 @@ fn what_is_no_command_says_what_is_wrong() {
 
 #[test]
 fn xclient_is_read_with_its_unknowns() {
-    let Command::Xclient(found) = command("XCLIENT ADDR=IPv6:2001:db8::1 NAME=[UNAVAILABLE] LOGIN=a+40b HELO=x PROTO=ESMTP")
+    let Command::Xclient(found) =
+        command("XCLIENT ADDR=IPv6:2001:db8::1 NAME=[UNAVAILABLE] LOGIN=a+40b HELO=x PROTO=ESMTP")
     else {
         panic!()
     };

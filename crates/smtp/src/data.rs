@@ -48,7 +48,7 @@ pub struct ContentRules {
 /// One step through DATA.
 #[derive(Debug, PartialEq, Eq)]
 pub enum Step<'i> {
-    /// Some of the content; never empty.
+    /// Some of the content; empty only where normalising left nothing.
     Content(Cow<'i, [u8]>),
     /// The content is over; the line of the dot is no part of it.
     End,
@@ -105,7 +105,7 @@ impl Content {
         }
         let slice = &input[..size];
         if self.rules.normalises {
-            return (size, Step::Content(self.normalised(slice)));
+            return (size, Step::Content(self.normalised(slice, input.get(size))));
         }
         self.note(slice);
         (size, Step::Content(Cow::Borrowed(slice)))
@@ -194,14 +194,14 @@ impl Content {
         };
     }
 
-    fn normalised<'i>(&mut self, slice: &'i [u8]) -> Cow<'i, [u8]> {
+    fn normalised<'i>(&mut self, slice: &'i [u8], follows: Option<&u8>) -> Cow<'i, [u8]> {
         let dot_at_made_line = self.made_line && slice[0] == b'.';
-        if !dot_at_made_line && !has_bare_line_end(self.last, slice) {
+        if !dot_at_made_line && !slice.ends_with(b"\r") && !has_bare_line_end(self.last, slice) {
             self.made_line = false;
             self.note(slice);
             return Cow::Borrowed(slice);
         }
-        let out = self.rewrite(slice);
+        let out = self.rewrite(slice, follows);
         let raw_last = slice[slice.len() - 1];
         let raw_ends_in_crlf = slice.ends_with(b"\r\n");
         self.notes.size_bytes += out.len() as u64;
@@ -213,17 +213,16 @@ impl Content {
         Cow::Owned(out)
     }
 
-    /// `slice` ends neither in CR nor in a dot that begins a line (see [`Content::sure_size`]).
-    fn rewrite(&mut self, slice: &[u8]) -> Vec<u8> {
+    /// If `slice` ends in CR or a dot, what follows it is known (see [`Content::sure_size`]).
+    fn rewrite(&mut self, slice: &[u8], follows: Option<&u8>) -> Vec<u8> {
         let mut out = Vec::with_capacity(slice.len() + slice.len() / 16 + 2);
         let mut at_line_start = self.notes.ends_in_crlf || self.made_line;
         let mut made = self.made_line;
         let mut before = self.last;
         for (i, &b) in slice.iter().enumerate() {
-            let next = slice.get(i + 1);
+            let next = slice.get(i + 1).or(follows);
             match b {
-                b'\r' if next == Some(&b'\r') => {}
-                b'\r' if next == Some(&b'\n') => {}
+                b'\r' if matches!(next, Some(b'\r' | b'\n')) => {}
                 b'\r' => out.push(b' '),
                 b'\n' => out.extend_from_slice(b"\r\n"),
                 // Doubled already, or a dot of a line that the client began and ended with CRLF.
@@ -235,7 +234,7 @@ impl Content {
             }
             let ends_line = b == b'\n';
             made = ends_line && before != b'\r';
-            at_line_start = ends_line || (at_line_start && b == b'\r');
+            at_line_start = ends_line;
             before = b;
         }
         self.made_line = made;
@@ -259,8 +258,7 @@ mod tests {
     use super::*;
     use proptest::prelude::*;
 
-    const STRICT: ContentRules =
-        ContentRules { line_size_max_bytes: 1000, normalises: false, binary: false };
+    const STRICT: ContentRules = ContentRules { line_size_max_bytes: 1000, normalises: false, binary: false };
     const NORMALISING: ContentRules = ContentRules { normalises: true, ..STRICT };
 
     /// Feeds `input` in the given pieces; gives the content, what is left after its end, and the notes.
@@ -273,7 +271,7 @@ mod tests {
                 let (consumed, step) = content.data(&buffered);
                 match step {
                     Step::Content(slice) => {
-                        assert!(!slice.is_empty());
+                        assert!(!slice.is_empty() || rules.normalises);
                         out.extend_from_slice(&slice);
                     }
                     Step::End => ended = true,
@@ -314,8 +312,19 @@ mod tests {
         check(STRICT, b"a\r\n.b\r\n\r\n.\r\n.\r\n", b"a\r\n.b\r\n\r\n", Some(b".\r\n"));
         check(STRICT, b".\r\r\n.\r\n", b".\r\r\n", Some(b""));
         for fake in [
-            "\n.\n", "\n.\r\n", "\r\n.\n", "\r.\r", "\r.\r\n", "\r\n.\r", "\n\n.\r\n", "\r\n\0.\r\n", "\r\n.\0\r\n",
-            "\n.\r", "\r\r.\r\r\n", "\r\n .\r\n", "\r\n. \r\n",
+            "\n.\n",
+            "\n.\r\n",
+            "\r\n.\n",
+            "\r.\r",
+            "\r.\r\n",
+            "\r\n.\r",
+            "\n\n.\r\n",
+            "\r\n\0.\r\n",
+            "\r\n.\0\r\n",
+            "\n.\r",
+            "\r\r.\r\r\n",
+            "\r\n .\r\n",
+            "\r\n. \r\n",
         ] {
             let content = format!("a{fake}b\r\n");
             check(STRICT, format!("{content}.\r\nz").as_bytes(), content.as_bytes(), Some(b"z"));

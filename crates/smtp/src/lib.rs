@@ -1,5 +1,9 @@
 //! SMTP and LMTP without I/O: parsing, the server's and the client's session machine.
 
 pub mod client;
+pub mod command;
+pub mod data;
 pub mod reply;
+pub mod server;
 pub mod transform;
+pub mod xtext;

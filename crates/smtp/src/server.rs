@@ -4,14 +4,18 @@
 //! else must know or decide. What it can answer itself it answers: order of commands, syntax, limits, HELP.
 //! Replies are appended to one buffer, so that all commands of a pipelined group are answered by one write.
 
+mod content;
 mod replies;
+mod security;
 
 use crate::command::{self, Command, CommandError, Mail, Rules, Xclient};
-use crate::data::{Content, ContentNotes, ContentRules, Step};
-use base64::prelude::{BASE64_STANDARD, Engine as _};
+use crate::data::{Content, ContentNotes, ContentRules};
 use memchr::memchr;
 use postrider_model::{BodyKind, EnhancedCode, RecipientParams, Reply};
 use std::borrow::Cow;
+
+/// How a client begins that speaks TLS at once (RFC 8446 §5.1).
+const TLS_RECORD: &[u8] = b"\x16\x03";
 
 /// How the session is protected.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -24,29 +28,6 @@ pub enum Tls {
     Active,
 }
 
-/// A SASL mechanism.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Mechanism {
-    /// RFC 4616.
-    Plain,
-    /// The obsolete one that old clients still prefer.
-    Login,
-    /// RFC 7677.
-    ScramSha256,
-}
-
-impl Mechanism {
-    /// Its registered name.
-    #[must_use]
-    pub fn name(self) -> &'static str {
-        match self {
-            Mechanism::Plain => "PLAIN",
-            Mechanism::Login => "LOGIN",
-            Mechanism::ScramSha256 => "SCRAM-SHA-256",
-        }
-    }
-}
-
 /// What a server offers and how far it goes. Fixed for a session but for [`Server::tls_started`].
 #[derive(Clone, Debug)]
 pub struct Offer {
@@ -56,8 +37,8 @@ pub struct Offer {
     pub lmtp: bool,
     /// Protection.
     pub tls: Tls,
-    /// AUTH, in the order of preference.
-    pub mechanisms: &'static [Mechanism],
+    /// SASL mechanisms by their registered names, in the order of preference.
+    pub mechanisms: Vec<&'static str>,
     /// AUTH is offered without TLS too.
     pub auth_in_clear: bool,
     /// The client may use XCLIENT.
@@ -108,7 +89,7 @@ pub enum Event<'i> {
     /// Who is it? [`Server::challenge`], [`Server::accept_auth`] or [`Server::refuse_auth`].
     Auth {
         /// The mechanism, one of those offered.
-        mechanism: Mechanism,
+        mechanism: &'static str,
         /// The initial response, decoded.
         initial: Option<Vec<u8>>,
     },
@@ -184,7 +165,8 @@ impl Server {
     /// At the start of a session, the greeting already in the output.
     #[must_use]
     pub fn new(offer: Offer) -> Self {
-        let last_notes = *Content::new(ContentRules { line_size_max_bytes: 0, normalises: false, binary: true }).notes();
+        let last_notes =
+            *Content::new(ContentRules { line_size_max_bytes: 0, normalises: false, binary: true }).notes();
         let mut server = Server {
             offer,
             output: Vec::with_capacity(512),
@@ -288,10 +270,6 @@ impl Server {
         let limit = self.offer.line_size_max_bytes;
         let Some(end) = memchr(b'\n', &input[..input.len().min(limit)]) else {
             if input.len() < limit {
-                if input.starts_with(b"\x16\x03") {
-                    self.close(replies::TLS_IN_CLEAR);
-                    return Err(Some(Event::Closed));
-                }
                 return Err(Some(Event::NeedInput));
             }
             self.phase = Phase::SkipLine;
@@ -302,6 +280,10 @@ impl Server {
     }
 
     fn command_line<'i>(&mut self, input: &'i [u8]) -> (usize, Option<Event<'i>>) {
+        if self.greeted.is_none() && input.starts_with(TLS_RECORD) {
+            self.close(replies::TLS_IN_CLEAR);
+            return (input.len(), Some(Event::Closed));
+        }
         let (line, consumed) = match self.line(input) {
             Ok(found) => found,
             Err(event) => return (0, event),
@@ -433,7 +415,10 @@ impl Server {
             _ if matches!(self.phase, Phase::BetweenChunks(_)) => self.fail(replies::CHUNKS_BEGUN),
             None => self.fail(replies::MAIL_FIRST),
             Some(open) if open.recipients >= self.offer.recipients_max => {
-                let text = format!("At most {} recipients a message; send the rest in another", self.offer.recipients_max);
+                let text = format!(
+                    "At most {} recipients a message; send the rest in another",
+                    self.offer.recipients_max
+                );
                 self.refuse(&Reply::ours(452, EnhancedCode(4, 5, 3), &text));
             }
             Some(_) => {
@@ -444,227 +429,10 @@ impl Server {
         None
     }
 
-    fn content(&self, body: BodyKind, normalises: bool) -> Content {
-        Content::new(ContentRules {
-            line_size_max_bytes: self.offer.text_line_size_max_bytes,
-            normalises,
-            binary: body == BodyKind::BinaryMime,
-        })
-    }
-
-    fn begin_data<'i>(&mut self, rest: &[u8]) -> Option<Event<'i>> {
-        match self.transaction {
-            _ if matches!(self.phase, Phase::BetweenChunks(_)) => self.fail(replies::CHUNKS_BEGUN),
-            None => self.fail(replies::MAIL_FIRST),
-            Some(open) if open.recipients == 0 => self.fail(replies::NO_RECIPIENTS),
-            // RFC 3030 §3: only BDAT can carry it.
-            Some(open) if open.body == BodyKind::BinaryMime => self.fail(replies::BINARY_BY_DATA),
-            Some(_) if self.is_early(rest) => return Some(Event::Closed),
-            Some(open) => {
-                self.output.extend_from_slice(replies::SEND_DATA);
-                self.phase = Phase::Data(self.content(open.body, self.offer.lenient));
-            }
-        }
-        None
-    }
-
-    fn begin_chunk<'i>(&mut self, size_bytes: u64, last: bool) -> Option<Event<'i>> {
-        let skip = |refusal| Phase::SkipChunk { rest_bytes: size_bytes, refusal };
-        let phase = std::mem::replace(&mut self.phase, Phase::Command);
-        self.phase = match (self.transaction, phase) {
-            (None, _) => skip(replies::MAIL_FIRST),
-            (Some(open), _) if open.recipients == 0 => skip(replies::NO_RECIPIENTS),
-            (Some(_), Phase::BetweenChunks(content)) => Phase::Chunk { content, rest_bytes: size_bytes, last },
-            (Some(open), _) => {
-                Phase::Chunk { content: self.content(open.body, false), rest_bytes: size_bytes, last }
-            }
-        };
-        // Nobody streams a chunk of gigabytes past us that we will not take.
-        let (Phase::Chunk { rest_bytes, .. } | Phase::SkipChunk { rest_bytes, .. }) = self.phase else {
-            return None;
-        };
-        if self.notes().size_bytes.saturating_add(rest_bytes) > self.patience_bytes() {
-            let reply = self.too_large();
-            reply.write_wire(&mut self.output);
-            self.phase = Phase::Closed;
-        }
-        None
-    }
-
-    /// Octets of content that are read at most; beyond them the connection is closed.
-    fn patience_bytes(&self) -> u64 {
-        self.offer.message_size_max_bytes.saturating_mul(2).saturating_add(1 << 20)
-    }
-
-    /// The refusal of a message beyond the limit.
-    #[must_use]
-    pub fn too_large(&self) -> Reply {
-        let text = format!("The message is larger than the {} octets taken here", self.offer.message_size_max_bytes);
-        Reply::ours(552, EnhancedCode(5, 3, 4), &text)
-    }
-
-    fn data<'i>(&mut self, input: &'i [u8]) -> (usize, Option<Event<'i>>) {
-        let Phase::Data(content) = &mut self.phase else { return (0, Some(Event::NeedInput)) };
-        let (consumed, step) = content.data(input);
-        let event = match step {
-            Step::Content(slice) => {
-                if content.notes().size_bytes > self.patience_bytes() {
-                    let reply = self.too_large();
-                    reply.write_wire(&mut self.output);
-                    self.phase = Phase::Closed;
-                    Event::Closed
-                } else {
-                    Event::Content(slice)
-                }
-            }
-            Step::End => {
-                self.end_content();
-                Event::ContentEnd
-            }
-            Step::NeedInput => Event::NeedInput,
-        };
-        (consumed, Some(event))
-    }
-
-    fn chunk<'i>(&mut self, input: &'i [u8]) -> (usize, Option<Event<'i>>) {
-        let Phase::Chunk { content, rest_bytes, last } = &mut self.phase else {
-            return (0, Some(Event::NeedInput));
-        };
-        if *rest_bytes == 0 {
-            if *last {
-                content.end_of_chunks();
-                self.end_content();
-                return (0, Some(Event::ContentEnd));
-            }
-            let content = content.clone();
-            self.phase = Phase::Answer(Question::ChunkEnd, Some(content));
-            return (0, Some(Event::ChunkEnd));
-        }
-        if input.is_empty() {
-            return (0, Some(Event::NeedInput));
-        }
-        let size = usize::try_from(*rest_bytes).unwrap_or(usize::MAX).min(input.len());
-        *rest_bytes -= size as u64;
-        let slice = &input[..size];
-        content.chunk(slice);
-        (size, Some(Event::Content(Cow::Borrowed(slice))))
-    }
-
-    fn end_content(&mut self) {
-        self.last_notes = *self.notes();
-        self.phase = Phase::Answer(Question::ContentEnd, None);
-    }
-
-    fn skip_chunk<'i>(&mut self, input: &'i [u8]) -> (usize, Option<Event<'i>>) {
-        let Phase::SkipChunk { rest_bytes, refusal } = &mut self.phase else {
-            return (0, Some(Event::NeedInput));
-        };
-        let size = usize::try_from(*rest_bytes).unwrap_or(usize::MAX).min(input.len());
-        *rest_bytes -= size as u64;
-        if *rest_bytes > 0 {
-            return (size, Some(Event::NeedInput));
-        }
-        let refusal = *refusal;
-        self.phase = Phase::Command;
-        self.fail(refusal);
-        (size, self.closed_event())
-    }
-
     fn skip_line<'i>(&mut self, input: &'i [u8]) -> (usize, Option<Event<'i>>) {
         let Some(end) = memchr(b'\n', input) else { return (input.len(), Some(Event::NeedInput)) };
         self.phase = Phase::Command;
         (end + 1, None)
-    }
-
-    fn start_tls<'i>(&mut self, rest: &[u8]) -> Option<Event<'i>> {
-        match self.offer.tls {
-            Tls::Unavailable => self.fail(replies::NO_TLS),
-            Tls::Active => self.fail(replies::TLS_ACTIVE),
-            Tls::Offered if self.greeted.is_none() => self.fail(replies::EHLO_FIRST),
-            Tls::Offered if self.transaction.is_some() => self.fail(replies::NOT_IN_TRANSACTION),
-            // Whoever put octets here hopes that we take them as said under TLS (CVE-2011-0411).
-            Tls::Offered if !rest.is_empty() => {
-                self.close(replies::INJECTED);
-                return Some(Event::Closed);
-            }
-            Tls::Offered => {
-                self.output.extend_from_slice(replies::START_TLS);
-                self.phase = Phase::StartTls;
-                return Some(Event::StartTls);
-            }
-        }
-        None
-    }
-
-    fn auth<'i>(&mut self, mechanism: &str, initial: Option<&str>, rest: &[u8]) -> Option<Event<'i>> {
-        let offer = &self.offer;
-        if offer.mechanisms.is_empty() {
-            self.fail(replies::NO_AUTH);
-        } else if self.greeted != Some(true) {
-            self.fail(if offer.lmtp { replies::LHLO_FIRST } else { replies::EHLO_FIRST });
-        } else if offer.tls != Tls::Active && !offer.auth_in_clear {
-            self.fail(if offer.tls == Tls::Offered { replies::TLS_FIRST } else { replies::NO_AUTH });
-        } else if self.authenticated {
-            self.fail(replies::AUTHENTICATED);
-        } else if self.transaction.is_some() {
-            self.fail(replies::NOT_IN_TRANSACTION);
-        } else if self.is_early(rest) {
-            return Some(Event::Closed);
-        } else if let Some(&mechanism) =
-            offer.mechanisms.iter().find(|offered| offered.name().eq_ignore_ascii_case(mechanism))
-        {
-            let Ok(initial) = initial.map(decode_response).transpose() else {
-                self.fail(replies::NOT_BASE64);
-                return None;
-            };
-            self.ask(Question::Auth);
-            return Some(Event::Auth { mechanism, initial });
-        } else {
-            let names: Vec<_> = offer.mechanisms.iter().map(|mechanism| mechanism.name()).collect();
-            let text = format!("That mechanism is not offered; use {}", names.join(", "));
-            self.refuse(&Reply::ours(504, EnhancedCode(5, 5, 4), &text));
-        }
-        None
-    }
-
-    fn auth_line<'i>(&mut self, input: &'i [u8]) -> (usize, Option<Event<'i>>) {
-        let (line, consumed) = match self.line(input) {
-            Ok(found) => found,
-            Err(event) => return (0, event),
-        };
-        if self.is_early(&input[consumed..]) {
-            return (consumed, Some(Event::Closed));
-        }
-        let line = line.strip_suffix(b"\r").unwrap_or(line);
-        self.phase = Phase::Command;
-        if line == b"*" {
-            self.fail(replies::AUTH_CANCELLED);
-            return (consumed, self.closed_event().or(Some(Event::AuthCancelled)));
-        }
-        match BASE64_STANDARD.decode(line) {
-            Ok(response) => {
-                self.ask(Question::Auth);
-                (consumed, Some(Event::AuthResponse(response)))
-            }
-            Err(_) => {
-                self.fail(replies::NOT_BASE64);
-                (consumed, self.closed_event().or(Some(Event::AuthCancelled)))
-            }
-        }
-    }
-
-    fn xclient<'i>(&mut self, client: Xclient, rest: &[u8]) -> Option<Event<'i>> {
-        if !self.offer.xclient {
-            self.fail(replies::NO_XCLIENT);
-        } else if self.transaction.is_some() {
-            self.fail(replies::NOT_IN_TRANSACTION);
-        } else if self.is_early(rest) {
-            return Some(Event::Closed);
-        } else {
-            self.ask(Question::Xclient);
-            return Some(Event::Xclient(client));
-        }
-        None
     }
 
     fn ask(&mut self, question: Question) {
@@ -677,9 +445,4 @@ impl Server {
         }
         self.transaction.take().is_some()
     }
-}
-
-/// RFC 4954 §4: `=` stands for an initial response of no octets.
-fn decode_response(text: &str) -> Result<Vec<u8>, base64::DecodeError> {
-    if text == "=" { Ok(Vec::new()) } else { BASE64_STANDARD.decode(text) }
 }

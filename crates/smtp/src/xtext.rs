@@ -64,7 +64,8 @@ mod tests {
 
     #[test]
     fn xtext_is_checked_and_decoded() {
-        let check = |text: &str, decoded: Option<&str>| assert_eq!(decode(text).as_deref(), decoded, "{text}");
+        let check =
+            |text: &str, decoded: Option<&str>| assert_eq!(decode(text).as_deref(), decoded, "{text}");
         check("QQ314159", Some("QQ314159"));
         check("a+2Bb+3D", Some("a+b="));
         check("+C3+BC", Some("ü"));

@@ -191,8 +191,8 @@ impl Server {
         }
         if !offer.mechanisms.is_empty() && (offer.tls == Tls::Active || offer.auth_in_clear) {
             out.extend_from_slice(b"250-AUTH");
-            for mechanism in offer.mechanisms {
-                let _ = write!(out, " {}", mechanism.name());
+            for mechanism in &offer.mechanisms {
+                let _ = write!(out, " {mechanism}");
             }
             out.extend_from_slice(b"\r\n");
         }
