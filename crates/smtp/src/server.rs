@@ -16,6 +16,8 @@ use std::borrow::Cow;
 
 /// How a client begins that speaks TLS at once (RFC 8446 §5.1).
 const TLS_RECORD: &[u8] = b"\x16\x03";
+/// Octets of unwritten replies beyond which no further input is taken.
+pub const OUTPUT_SIZE_MAX: usize = 64 << 10;
 
 /// How the session is protected.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -68,8 +70,10 @@ pub struct Offer {
 pub enum Event<'i> {
     /// All input is used up, or what is left is no whole line.
     NeedInput,
-    /// An answer is owed, or TLS must start, before more input is taken.
+    /// An answer is owed, TLS must start, or output must be written, before more input is taken.
     Blocked,
+    /// The client made an error; answered already.
+    Mistake,
     /// The client gave its name; answered already. Any transaction is over.
     Hello(&'i str),
     /// May it send? [`Server::accept_mail`] or [`Server::refuse`].
@@ -81,7 +85,10 @@ pub enum Event<'i> {
     /// A chunk is complete, more will follow: [`Server::accept_chunk`] or [`Server::refuse`].
     ChunkEnd,
     /// The content is complete: [`Server::accept_content`] or [`Server::refuse_content`].
-    ContentEnd,
+    ContentEnd {
+        /// It came by BDAT: its dots are not doubled.
+        by_chunks: bool,
+    },
     /// The transaction was dropped (RSET, or EHLO in the middle); answered already.
     Reset,
     /// Write the output, then begin the handshake as the server; then [`Server::tls_started`].
@@ -188,6 +195,12 @@ impl Server {
         &mut self.output
     }
 
+    /// Octets of replies that wait.
+    #[must_use]
+    pub fn output_size(&self) -> usize {
+        self.output.len()
+    }
+
     /// What is offered.
     #[must_use]
     pub fn offer(&self) -> &Offer {
@@ -224,6 +237,12 @@ impl Server {
         }
     }
 
+    /// The client has shown who it is, by AUTH or by the word of a proxy.
+    #[must_use]
+    pub fn is_authenticated(&self) -> bool {
+        self.authenticated
+    }
+
     /// True while content comes in, so that the time-outs and rates of content apply.
     #[must_use]
     pub fn is_in_content(&self) -> bool {
@@ -246,7 +265,11 @@ impl Server {
     /// rest until it says [`Event::NeedInput`], [`Event::Blocked`] or [`Event::Closed`].
     pub fn receive<'i>(&mut self, input: &'i [u8]) -> (usize, Event<'i>) {
         let mut taken = 0;
+        let errors = self.errors;
         loop {
+            if self.output.len() > OUTPUT_SIZE_MAX {
+                return (taken, Event::Blocked);
+            }
             let rest = &input[taken..];
             let (consumed, event) = match self.phase {
                 Phase::Command | Phase::BetweenChunks(_) => self.command_line(rest),
@@ -261,6 +284,9 @@ impl Server {
             taken += consumed;
             if let Some(event) = event {
                 return (taken, event);
+            }
+            if self.errors > errors {
+                return (taken, Event::Mistake);
             }
         }
     }

@@ -88,7 +88,7 @@ impl Server {
             }
             Step::End => {
                 self.end_content();
-                Event::ContentEnd
+                Event::ContentEnd { by_chunks: false }
             }
             Step::NeedInput => Event::NeedInput,
         };
@@ -103,7 +103,7 @@ impl Server {
             if *last {
                 content.end_of_chunks();
                 self.end_content();
-                return (0, Some(Event::ContentEnd));
+                return (0, Some(Event::ContentEnd { by_chunks: true }));
             }
             let content = content.clone();
             self.phase = Phase::Answer(Question::ChunkEnd, Some(content));
