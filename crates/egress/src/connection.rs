@@ -5,6 +5,7 @@ use crate::fit::Protection;
 use crate::sending::Sending;
 use crate::timeouts;
 use bytes::Bytes;
+use postrider_auth::ScramMemory;
 use postrider_engine::{ConnectionEnd, ConnectionId, Outflow, Plan, PlanHost, TransactionId};
 use postrider_model::snapshot::{Credentials, Host, NextHop, Route, Scheme, Target, TlsLevel};
 use postrider_model::{EnhancedCode, Reply, Snapshot, Timestamp, Via};
@@ -36,6 +37,8 @@ pub struct Setup {
     pub plain_only: bool,
     /// Random octets, for SCRAM.
     pub nonce: [u8; 18],
+    /// What the last connection to this host left ([`Connection::scram_memory`]): spares the key derivation.
+    pub scram: Option<ScramMemory>,
 }
 
 /// What the shell should do next, besides writing [`Connection::output`].
@@ -90,6 +93,7 @@ pub struct Connection {
     pub(crate) is_local: bool,
     pub(crate) plain_only: bool,
     pub(crate) nonce: [u8; 18],
+    pub(crate) scram: Option<ScramMemory>,
     pub(crate) via: Via,
     pub(crate) peer: Arc<str>,
     pub(crate) client: Client,
@@ -111,7 +115,7 @@ impl Connection {
     /// A connection that was just made: it waits for the greeting, or under implicit TLS for the handshake.
     #[must_use]
     pub fn new(now: Timestamp, setup: Setup) -> Self {
-        let Setup { id, plan, host, address, snapshot, plain_only, nonce } = setup;
+        let Setup { id, plan, host, address, snapshot, plain_only, nonce, scram } = setup;
         let route = snapshot.routes.get(plan.route).cloned();
         let hop = route.as_deref().and_then(|route| hop(route, plan.hosts.get(host)));
         let scheme = hop.map_or(Scheme::Smtp, |hop| hop.scheme);
@@ -136,6 +140,7 @@ impl Connection {
             is_local,
             plain_only,
             nonce,
+            scram,
             via,
             peer: peer.into(),
             client,
@@ -337,6 +342,12 @@ impl Connection {
     #[must_use]
     pub fn transcript(&self) -> String {
         self.client.transcript().text()
+    }
+
+    /// After AUTH by SCRAM: what to give the next connection to this host in [`Setup::scram`].
+    #[must_use]
+    pub fn scram_memory(&self) -> Option<&ScramMemory> {
+        self.scram.as_ref()
     }
 
     /// The remote as `name[address]:port`.

@@ -33,9 +33,11 @@ impl Connection {
         match self.credentials().cloned() {
             None => self.open(),
             Some(credentials) => {
-                let in_clear = level == TlsLevel::None || self.is_local || self.protection > Protection::None;
+                let may_show_password =
+                    level == TlsLevel::None || self.is_local || self.protection > Protection::None;
                 let offered = self.client.extensions().auth;
-                match Exchange::new(&credentials, offered, in_clear, self.nonce) {
+                let memory = self.scram.take();
+                match Exchange::new(&credentials, offered, may_show_password, self.nonce, memory) {
                     Ok(exchange) => self.authenticate(now, exchange),
                     Err(why) => {
                         let text = format!("{} wants no AUTH that we could give: {why}", self.peer);
@@ -78,7 +80,7 @@ impl Connection {
 
     fn authenticate(&mut self, now: Timestamp, mut exchange: Exchange) {
         let (mechanism, initial) = exchange.begin();
-        self.client.auth(mechanism, initial.as_deref());
+        self.client.auth(mechanism, initial);
         self.progress_at = now;
         self.phase = Phase::Auth(Box::new(exchange));
     }
@@ -87,7 +89,9 @@ impl Connection {
     pub(crate) fn on_auth(&mut self, now: Timestamp, code: u16) {
         let Phase::Auth(exchange) = &mut self.phase else { return };
         match (code, exchange.step(code, self.client.reply().text())) {
-            (_, Step::Done) => self.open(),
+            (_, Step::Done) => {
+                self.open();
+            }
             (_, Step::Answer(line)) => self.client.auth_line(&line),
             (334, Step::Failed(why)) => {
                 // RFC 4954 §4: `*` cancels the exchange.
@@ -112,9 +116,11 @@ impl Connection {
 
     /// The session is ready for transactions.
     fn open(&mut self) {
+        if let Phase::Auth(exchange) = std::mem::replace(&mut self.phase, Phase::Open) {
+            self.scram = exchange.into_memory();
+        }
         let extensions = self.client.extensions();
         self.messages_max = self.messages_max.min(extensions.messages_max.unwrap_or(usize::MAX));
         self.recipients_max = extensions.recipients_max.unwrap_or(usize::MAX);
-        self.phase = Phase::Open;
     }
 }

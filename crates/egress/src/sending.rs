@@ -6,7 +6,7 @@ use bytes::Bytes;
 use postrider_engine::{Piece, Settled, Transaction};
 use postrider_model::{EnhancedCode, Ordinal, Outcome, Reply};
 use postrider_smtp::client::{Client, Dialect};
-use postrider_smtp::reply::RawReply;
+use postrider_smtp::reply::{RawReply, Violation};
 use postrider_smtp::transform::{Part, Transform};
 use smallvec::SmallVec;
 
@@ -54,10 +54,6 @@ pub(crate) enum Pumped {
     /// Nothing, or something that comes by itself: room in the output, the attempt's mark, a reply.
     Waits,
 }
-
-/// A server's answer that makes no sense for the command; the connection cannot go on.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct Senseless;
 
 /// A transaction and how far it has come.
 #[derive(Debug)]
@@ -215,18 +211,18 @@ impl Sending {
     }
 
     /// Takes the reply to MAIL.
-    pub(crate) fn on_mail(&mut self, reply: RawReply<'_>) -> Result<(), Senseless> {
+    pub(crate) fn on_mail(&mut self, reply: RawReply<'_>) -> Result<(), Violation> {
         self.replied();
         match reply.code() / 100 {
             2 => self.mail_accepted = true,
             4 | 5 => self.settle_open(outcome(reply)),
-            _ => return Err(Senseless),
+            _ => return Err(Violation::Senseless),
         }
         Ok(())
     }
 
     /// Takes the reply to the oldest unanswered RCPT.
-    pub(crate) fn on_rcpt(&mut self, reply: RawReply<'_>) -> Result<(), Senseless> {
+    pub(crate) fn on_rcpt(&mut self, reply: RawReply<'_>) -> Result<(), Violation> {
         self.replied();
         // After MAIL was refused nobody waits; the server's complaints about order are passed over.
         let Some(at) = self.fates.iter().position(|(_, fate)| matches!(fate, Fate::Waiting)) else {
@@ -242,7 +238,7 @@ impl Sending {
                 Fate::Settled(Settled::NotTried)
             }
             4 | 5 => Fate::Settled(Settled::Outcome(outcome(reply))),
-            _ => return Err(Senseless),
+            _ => return Err(Violation::Senseless),
         };
         self.open -= usize::from(matches!(fate, Fate::Settled(_)));
         self.fates[at].1 = fate;
@@ -250,18 +246,18 @@ impl Sending {
     }
 
     /// Takes the reply to DATA.
-    pub(crate) fn on_data(&mut self, reply: RawReply<'_>) -> Result<(), Senseless> {
+    pub(crate) fn on_data(&mut self, reply: RawReply<'_>) -> Result<(), Violation> {
         self.replied();
         match reply.code() {
             354 => self.data_granted = true,
             400..=599 => self.settle_open(outcome(reply)),
-            _ => return Err(Senseless),
+            _ => return Err(Violation::Senseless),
         }
         Ok(())
     }
 
     /// Takes the reply to a BDAT that was not the last.
-    pub(crate) fn on_bdat(&mut self, reply: RawReply<'_>) -> Result<(), Senseless> {
+    pub(crate) fn on_bdat(&mut self, reply: RawReply<'_>) -> Result<(), Violation> {
         self.replied();
         match reply.code() / 100 {
             2 => Ok(()),
@@ -269,17 +265,17 @@ impl Sending {
                 self.settle_open(outcome(reply));
                 Ok(())
             }
-            _ => Err(Senseless),
+            _ => Err(Violation::Senseless),
         }
     }
 
     /// Takes the reply to the end of the content: for all accepted recipients, or with LMTP for the next
     /// one. A 2xx means that the server has taken responsibility.
-    pub(crate) fn on_end(&mut self, reply: RawReply<'_>, dialect: Dialect) -> Result<(), Senseless> {
+    pub(crate) fn on_end(&mut self, reply: RawReply<'_>, dialect: Dialect) -> Result<(), Violation> {
         self.replied();
         if self.open > 0 {
             if !matches!(reply.code() / 100, 2 | 4 | 5) {
-                return Err(Senseless);
+                return Err(Violation::Senseless);
             }
             match dialect {
                 Dialect::Smtp => self.settle_open(outcome(reply)),

@@ -3,7 +3,7 @@
 use crate::classify;
 use crate::connection::{Connection, Phase, TRANSACTIONS_MAX, trouble};
 use crate::fit::Fit;
-use crate::sending::{Pumped, Sending, Senseless, Stage, outcome};
+use crate::sending::{Pumped, Sending, Stage, outcome};
 use postrider_engine::{ConnectionEnd, Next, Outflow, Settled, Settlement, Transaction};
 use postrider_model::{EnhancedCode, Outcome, Reply, Timestamp};
 use postrider_smtp::client::{Command, Event};
@@ -52,7 +52,7 @@ impl Connection {
         if to == Command::Rset {
             // A server that cannot forget a transaction cannot be given another.
             if code / 100 != 2 {
-                self.violated(now, Violation::Unasked, outflow);
+                self.violated(now, Violation::Senseless, outflow);
             }
             return;
         }
@@ -70,12 +70,14 @@ impl Connection {
             Command::Data => front.on_data(reply),
             Command::Bdat => front.on_bdat(reply),
             // An answer to what the server cannot have read is none.
-            Command::End if front.stage == Stage::Ending && !front.is_end_written(client) => Err(Senseless),
+            Command::End if front.stage == Stage::Ending && !front.is_end_written(client) => {
+                Err(Violation::Unasked)
+            }
             Command::End => front.on_end(reply, dialect),
             _ => Ok(()),
         };
-        if result == Err(Senseless) {
-            self.violated(now, Violation::Unasked, outflow);
+        if let Err(violation) = result {
+            self.violated(now, violation, outflow);
             return;
         }
         if let Some(full_at) = front.full_at.take() {
@@ -89,13 +91,14 @@ impl Connection {
         if !matches!(self.phase, Phase::Open) {
             return;
         }
-        let was_waiting = self.client.awaited().is_some();
+        let was = (self.client.awaited().is_some(), self.loading);
         self.drive(now, outflow);
         self.fill(now, outflow);
         if matches!(self.phase, Phase::Open) && self.slots.is_empty() && self.is_done() {
             self.quit(now, ConnectionEnd::Done);
         }
-        if !was_waiting && self.client.awaited().is_some() {
+        // A wait for something else begins now.
+        if was != (self.client.awaited().is_some(), self.loading) {
             self.progress_at = now;
         }
     }

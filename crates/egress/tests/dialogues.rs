@@ -4,6 +4,7 @@
 //!
 //! | line | meaning |
 //! |---|---|
+//! | `open A,B,…` | short for the greeting and an EHLO that offers these |
 //! | `route WORDS` | `tls=LEVEL`, `smtps`, `lmtp`, `local` (Unix socket), `auth=USER:PASSWORD`, `mx`, `plain-only`, `messages=N` |
 //! | `message N WORDS` | waits for the lane: `from=A` (`<>` is null), `to=A,B`, `body=TEXT` (a piece; several allowed), `log=SIZE` (a piece in the log), `encoding=plain`, `binary`, `8bit`, `utf8`, `utf8-header`, `size=N`, `unmarked`, `requires-tls`, `ret=full`, `envid=X`, `notify=never`, `orcpt=X`, `binarymime` |
 //! | `S: text` | the server says this and CRLF; a run of these lines arrives at once, and once more octet by octet |
@@ -101,7 +102,7 @@ impl Outflow for Engine {
 struct Exchange<'a> {
     name: &'a str,
     /// Line number in the file and the line.
-    lines: Vec<(usize, &'a str)>,
+    lines: Vec<(usize, String)>,
 }
 
 struct Run {
@@ -239,7 +240,7 @@ fn message(number: u64, words: &[&str]) -> Transaction {
                     Notify::Never
                 } else {
                     Notify::On { success: true, failure: true, delay: false }
-                })
+                });
             }
             "orcpt" => orcpt = Some(value.into()),
             other => panic!("unknown word {other}"),
@@ -329,6 +330,7 @@ fn setup(words: &[&str]) -> Setup {
         snapshot: Arc::new(snapshot),
         plain_only,
         nonce: *b"0123456789abcdefgh",
+        scram: None,
     }
 }
 
@@ -348,7 +350,7 @@ fn run(file: &str, exchange: &Exchange<'_>, cut: bool) {
     };
     let mut expected = Vec::new();
     let mut heard: Vec<u8> = Vec::new();
-    for (i, &(number, line)) in exchange.lines.iter().enumerate() {
+    for (i, (number, line)) in exchange.lines.iter().enumerate() {
         run.at = format!("{file}:{number} ({}{})", exchange.name, if cut { ", octet by octet" } else { "" });
         let (verb, rest) = line.split_once(' ').unwrap_or((line, ""));
         if verb == "S:" || verb == "S-" {
@@ -413,8 +415,8 @@ fn step(run: &mut Run, verb: &str, rest: &str, line: &str, expected: &mut Vec<St
             run.act(|c, now, e| c.content(now, id(), piece, bytes.into(), e));
         }
         "unreadable" => run.act(|c, now, e| c.content_failed(now, id(), e)),
-        "resume" => run.act(|c, now, e| c.resume(now, e)),
-        "drain" => run.act(|c, now, e| c.drain(now, e)),
+        "resume" => run.act(Connection::resume),
+        "drain" => run.act(Connection::drain),
         "tls" => {
             let wants = run.connection.wants();
             assert!(
@@ -476,10 +478,27 @@ fn exchanges(text: &str) -> Vec<Exchange<'_>> {
             exchanges.push(Exchange { name, lines: Vec::new() });
         } else if !line.is_empty() && !line.starts_with('#') {
             let exchange = exchanges.last_mut().expect("a file begins with ==");
-            exchange.lines.push((i + 1, line));
+            match line.strip_prefix("open") {
+                Some(offers) => opening(exchange, i + 1, offers.trim()),
+                None => exchange.lines.push((i + 1, line.to_owned())),
+            }
         }
     }
     exchanges
+}
+
+fn opening(exchange: &mut Exchange<'_>, number: usize, offers: &str) {
+    let is_lmtp = exchange.lines.iter().any(|(_, line)| line.starts_with("route") && line.contains("lmtp"));
+    let mut add = |line: &str| exchange.lines.push((number, line.to_owned()));
+    add("S: 220 mx");
+    add(if is_lmtp { "C: LHLO us.example" } else { "C: EHLO us.example" });
+    for offer in offers.split(',').filter(|offer| !offer.is_empty()) {
+        add(&format!("S: 250-{offer}"));
+    }
+    // The first line is the server's name, so the offers stand after one.
+    let first = exchange.lines.len() - offers.split(',').filter(|offer| !offer.is_empty()).count();
+    exchange.lines.insert(first, (number, "S: 250-mx".to_owned()));
+    exchange.lines.push((number, "S: 250 HELP".to_owned()));
 }
 
 fn run_file(file: &str, text: &str, at_least: usize) {
@@ -487,7 +506,7 @@ fn run_file(file: &str, text: &str, at_least: usize) {
     assert!(exchanges.len() >= at_least, "{file} has {} exchanges", exchanges.len());
     for exchange in &exchanges {
         run(file, exchange, false);
-        if !exchange.lines.iter().any(|(_, line)| *line == "whole") {
+        if !exchange.lines.iter().any(|(_, line)| line == "whole") {
             run(file, exchange, true);
         }
     }
@@ -503,5 +522,12 @@ macro_rules! files {
 }
 
 files! {
-    transactions_go_as_they_should "transactions.txt" 1,
+    sessions_begin_as_they_should "hello.txt" 25,
+    transactions_go_as_they_should "transactions.txt" 15,
+    refusals_fall_on_whom_they_concern "refusals.txt" 15,
+    connections_end_at_every_point "endings.txt" 25,
+    lmtp_answers_for_each_recipient "lmtp.txt" 8,
+    chunks_go_where_they_serve "bdat.txt" 8,
+    messages_fit_the_next_hop_or_fail "needs.txt" 15,
+    hostile_servers_gain_nothing "hostile.txt" 12,
 }

@@ -40,6 +40,9 @@ pub enum Violation {
     /// A reply that nothing asked for.
     #[error("a reply came that no command asked for")]
     Unasked,
+    /// A code that no server may answer this command with.
+    #[error("a reply came that makes no sense for its command")]
+    Senseless,
 }
 
 /// Reads replies from whatever pieces the network makes of them.
