@@ -2,7 +2,8 @@
 //!
 //! **For:** reading the header section while it streams in ([`HeaderScan`]), saying who a message is from
 //! ([`Header::authors`]), the fields a relay adds ([`Received`], [`write_date`], [`write_message_id`]) and
-//! takes out ([`assemble`]), and reports on delivery ([`Report`]).
+//! takes out ([`assemble`]), reports on delivery ([`Report`]), and seven bits for peers that take no more
+//! ([`to_seven_bit`]).
 //! **Promises:** content is a list of [`bytes::Bytes`] slices and is never copied; everything a client
 //! writes is bounded and cleaned before it stands in what we write; what cannot be read in one way only is
 //! an error that says so.
@@ -24,8 +25,10 @@
 mod advice;
 mod assemble;
 mod authors;
+mod downgrade;
 mod header;
 pub mod lines;
+mod mime;
 pub mod pieces;
 mod report;
 mod trace;
@@ -35,6 +38,7 @@ pub mod xtext;
 
 pub use assemble::{Assembled, REMOVED_ON_RELAY, REMOVED_ON_SUBMISSION, assemble};
 pub use authors::{AUTHORS_MAX, AUTHORS_SIZE_MAX, AuthorError, Authors};
+pub use downgrade::{DOWNGRADE_SIZE_MAX, DowngradeError, SevenBit, is_seven_bit, to_seven_bit};
 pub use header::{FIELDS_MAX, Field, FieldKind, HEADER_SIZE_MAX, HOPS_MAX, Header, HeaderEnd, HeaderScan};
 pub use pieces::Pieces;
 pub use report::{Action, RETURNED_SIZE_MAX, Report, ReportContent, Reported, returns_content};

@@ -8,20 +8,19 @@ use memchr::memmem;
 const LINE_SIZE: usize = 76;
 
 /// Appends lines that end in CRLF as quoted-printable. A dot at the start of a line is encoded, so that
-/// nothing needs stuffing.
+/// nothing needs stuffing, and a hyphen after a soft line break, so that no new line looks like a boundary.
 pub(crate) fn write_quoted_printable(out: &mut Vec<u8>, content: &[u8]) {
     const DIGITS: &[u8; 16] = b"0123456789ABCDEF";
     let mut rest = content;
     loop {
         let end = memmem::find(rest, b"\r\n");
         let line = &rest[..end.unwrap_or(rest.len())];
-        let mut column = 0;
+        let (mut column, mut soft) = (0, false);
         for (i, &b) in line.iter().enumerate() {
             let last = i + 1 == line.len();
             let plain = match b {
                 b' ' | b'\t' => !last,
                 b'=' => false,
-                b'.' => column > 0,
                 33..=126 => true,
                 _ => false,
             };
@@ -29,9 +28,9 @@ pub(crate) fn write_quoted_printable(out: &mut Vec<u8>, content: &[u8]) {
             // The last octet of a line may take the column that a soft line break would need.
             if column + size + usize::from(!last) > LINE_SIZE {
                 out.extend_from_slice(b"=\r\n");
-                column = 0;
+                (column, soft) = (0, true);
             }
-            if plain && !(b == b'.' && column == 0) {
+            if plain && !(column == 0 && (b == b'.' || b == b'-' && soft)) {
                 out.push(b);
                 column += 1;
             } else {

@@ -1,4 +1,5 @@
 //! Reports, read back by an independent parser: Python's email package.
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking, in its helpers too")]
 
 use bytes::Bytes;
 use postrider_message::{Action, HeaderScan, Report, ReportContent, Reported, lines, returns_content};
