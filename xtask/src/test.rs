@@ -24,8 +24,7 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     debian::install_missing()?;
     if args.filter.is_none() {
         shell::must("format", &mut shell::command(&cargo, &["fmt", "--all", "--check"]))?;
-        let clippy = ["clippy", "--workspace", "--all-targets", "--quiet", "--", "-D", "warnings"];
-        shell::must("lints", &mut shell::command(&cargo, &clippy))?;
+        lints(&cargo)?;
         licences(&cargo)?;
         let doc = ["test", "--doc", "--workspace", "--quiet"];
         shell::must("documentation tests", &mut shell::command(&cargo, &doc))?;
@@ -33,6 +32,16 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     }
     build_binaries(&cargo)?;
     tests(&cargo, args)
+}
+
+/// Clippy. Helpers of integration tests may unwrap: clippy knows only the test functions themselves as tests.
+fn lints(cargo: &str) -> Result<()> {
+    let programs = ["clippy", "--workspace", "--quiet", "--", "-D", "warnings"];
+    shell::must("lints", &mut shell::command(cargo, &programs))?;
+    let tests = ["clippy", "--workspace", "--all-targets", "--quiet", "--"];
+    let mut command = shell::command(cargo, &tests);
+    command.args(["-D", "warnings", "-A", "clippy::unwrap_used"]);
+    shell::must("lints of tests and benches", &mut command)
 }
 
 /// The programs that black-box tests start. Tests find them in the same target directory.

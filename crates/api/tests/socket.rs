@@ -1,7 +1,5 @@
 //! The API over a real Unix socket, with a relay that only remembers what it was asked.
 
-#![allow(clippy::unwrap_used, reason = "helpers of tests, outside of the test functions themselves")]
-
 use postrider_api::{
     BindError, Captured, Client, ClientError, Health, ListenerView, Relay, Server, Unavailable,
 };

@@ -90,6 +90,12 @@ impl ClientTls {
         }
     }
 
+    /// The configuration of a level, for who drives rustls over a blocking socket.
+    #[must_use]
+    pub fn rustls_config(&self, level: TlsLevel) -> Arc<ClientConfig> {
+        self.config(level)
+    }
+
     pub(crate) fn config(&self, level: TlsLevel) -> Arc<ClientConfig> {
         Arc::clone(match level {
             TlsLevel::Verified => &self.verified,

@@ -1,2 +1,10 @@
-//! The postrider binary: configuration, wiring, command line.
-fn main() {}
+//! The `postrider` program.
+
+use std::process::ExitCode;
+
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
+fn main() -> ExitCode {
+    postrider::cli::main()
+}

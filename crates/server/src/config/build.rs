@@ -4,13 +4,14 @@ use super::problem::Problems;
 use super::read::{Section, Value};
 use super::schema;
 use super::value;
-use super::{Settings, Spool};
+use super::{DATA_DIR_DEFAULT, Settings, Spool};
 use postrider_auth::Verifier;
 use postrider_model::snapshot::{
     Account, AddressPattern, Cidr, Credentials, Delivery, DomainPattern, Host, Legacy, Listener, NextHop,
     Protocol, Route, Scheme, SessionLimits, Source, Target, TlsFiles, TlsLevel,
 };
 use postrider_model::{Domain, Snapshot};
+use postrider_net::{CertificateError, CertificateStore};
 use std::collections::BTreeMap;
 use std::fmt::Display;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
@@ -28,7 +29,6 @@ pub struct Surroundings {
     pub data_dir: Option<PathBuf>,
 }
 
-const DATA_DIR: &str = "postrider-data";
 const SANDBOX_ADDRESS: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 2525);
 
 /// Builds the settings; those with errors noted must not be used.
@@ -42,7 +42,7 @@ pub(super) fn build(root: &Section, surroundings: &Surroundings, problems: &mut 
     let data_dir = match (&surroundings.data_dir, root.text("data_dir")) {
         (Some(path), _) => path.clone(),
         (None, Some((path, _))) => surroundings.directory.join(path),
-        (None, None) => surroundings.directory.join(DATA_DIR),
+        (None, None) => surroundings.directory.join(DATA_DIR_DEFAULT),
     };
     let routes = routes(root, problems);
     let leaves = routes.iter().any(|route| route.to != Target::Sandbox);
@@ -196,17 +196,18 @@ fn network(text: &str) -> Result<Cidr, String> {
 fn tls_files(section: &Section, directory: &Path, problems: &mut Problems) -> Option<TlsFiles> {
     let mut path = |name: &str| {
         section.require(name, "a certificate needs both files: certificate and key", problems);
-        let (text, span) = section.text(name)?;
-        let path = directory.join(text);
-        if let Err(error) = std::fs::File::open(&path).and_then(|file| file.metadata()) {
-            let what = format!("cannot read {}: {error}", path.display());
-            let fix = "relative paths count from the directory of this file";
-            problems.error(span, what, fix);
-        }
-        Some(path)
+        section.text(name).map(|(text, _)| directory.join(text))
     };
     let (certificate, key) = (path("certificate"), path("key"));
-    Some(TlsFiles { certificate: certificate?, key: key? })
+    let files = TlsFiles { certificate: certificate?, key: key? };
+    if let Err(error) = CertificateStore::load(vec![files.clone()]) {
+        let at_key = matches!(&error, CertificateError::File { path, .. } if *path == files.key)
+            || matches!(&error, CertificateError::Key { .. } | CertificateError::Mismatch { .. });
+        let span = section.span_of(if at_key { "key" } else { "certificate" });
+        let fix = "give PEM files; relative paths count from the directory of this file";
+        problems.error(span, error.to_string(), fix);
+    }
+    Some(files)
 }
 
 fn legacy(section: &Section, leaves: bool, problems: &mut Problems) -> Legacy {

@@ -13,6 +13,9 @@ pub use problem::{Problem, Problems, Severity};
 use postrider_model::Snapshot;
 use std::path::{Path, PathBuf};
 
+/// The data directory where nothing names another one.
+pub const DATA_DIR_DEFAULT: &str = "postrider-data";
+
 /// Everything that a file says, checked, with defaults for what it does not say.
 #[derive(Clone, Debug)]
 pub struct Settings {
@@ -61,10 +64,7 @@ pub fn load(file: Option<&Path>, data_dir: Option<&Path>) -> Result<Loaded, Prob
         return check(Path::new("(no configuration file)"), "", &surroundings(Path::new("."), data_dir));
     };
     match std::fs::read_to_string(file) {
-        Ok(source) => {
-            let directory = file.parent().filter(|parent| !parent.as_os_str().is_empty());
-            check(file, &source, &surroundings(directory.unwrap_or(Path::new(".")), data_dir))
-        }
+        Ok(source) => check(file, &source, &surroundings(directory_of(file), data_dir)),
         Err(error) => {
             let mut problems = Problems::new(file, "");
             problems.error(
@@ -75,6 +75,19 @@ pub fn load(file: Option<&Path>, data_dir: Option<&Path>) -> Result<Loaded, Prob
             Err(problems)
         }
     }
+}
+
+/// The data directory that a file names, whatever else is wrong with it.
+#[must_use]
+pub fn data_dir_of(file: &Path) -> PathBuf {
+    let directory = directory_of(file);
+    let source = std::fs::read_to_string(file).unwrap_or_default();
+    let written = read::read(&source, &mut Problems::new(file, &source));
+    directory.join(written.text("data_dir").map_or(DATA_DIR_DEFAULT, |(path, _)| path))
+}
+
+fn directory_of(file: &Path) -> &Path {
+    file.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."))
 }
 
 fn surroundings(directory: &Path, data_dir: Option<&Path>) -> Surroundings {

@@ -39,9 +39,9 @@ fn check_problem(source: &str, parts: &[&str]) {
 #[test]
 fn the_documented_example_works_as_written() {
     let directory = tempfile::tempdir().unwrap();
-    for name in ["cert.pem", "key.pem"] {
-        std::fs::write(directory.path().join(name), "").unwrap();
-    }
+    let pair = postrider_net::SelfSigned::new("relay.example.com").unwrap();
+    std::fs::write(directory.path().join("cert.pem"), &pair.certificate).unwrap();
+    std::fs::write(directory.path().join("key.pem"), &pair.key).unwrap();
     let file = directory.path().join("postrider.toml");
     let source = r#"
 hostname = "relay.example.com"
@@ -191,10 +191,38 @@ fn a_listener_that_nobody_can_use_is_noticed() {
     check_problem("[[listener]]\naddress = \"127.0.0.1:25\"\n", &["1:1", "AUTH is only offered under TLS"]);
     let submissions = "[[listener]]\naddress = \"127.0.0.1:465\"\nprotocol = \"submissions\"\n";
     check_problem(submissions, &["has no `tls`"]);
-    let missing = "[[listener]]\naddress = \"127.0.0.1:465\"\ntls = { certificate = \"nowhere.pem\" }\n";
-    let problems = problems_of(missing).concat();
-    assert!(problems.contains("cannot read /etc/postrider/nowhere.pem"), "{problems}");
-    assert!(problems.contains("has no `key`"), "{problems}");
+    let half = "[[listener]]\naddress = \"127.0.0.1:465\"\ntls = { certificate = \"nowhere.pem\" }\n";
+    check_problem(half, &["3:7", "has no `key`"]);
+}
+
+#[test]
+fn certificates_are_tried_before_they_are_needed() {
+    let check = |certificate: &str, key: &str, place: &str, part: &str| {
+        let directory = tempfile::tempdir().unwrap();
+        let pair = postrider_net::SelfSigned::new("relay.example.com").unwrap();
+        let other = postrider_net::SelfSigned::new("relay.example.com").unwrap();
+        for (name, text) in [
+            ("cert.pem", &*pair.certificate),
+            ("key.pem", &pair.key),
+            ("other.pem", &other.key),
+            ("empty.pem", ""),
+        ] {
+            std::fs::write(directory.path().join(name), text).unwrap();
+        }
+        let file = directory.path().join("t.toml");
+        let tls = format!("tls = {{ certificate = \"{certificate}\", key = \"{key}\" }}");
+        let source = format!(
+            "[[listener]]\naddress = \"127.0.0.1:0\"\nlegacy = {{ clients = \"10.0.0.0/8\", from = \"a@b.example\" }}\n{tls}\n"
+        );
+        std::fs::write(&file, source).unwrap();
+        let shown = load(Some(&file), None).map_or_else(|problems| problems.to_string(), |_| String::new());
+        assert!(shown.contains(part) && shown.contains(place), "{part:?} {place:?} in {shown}");
+    };
+    check("cert.pem", "key.pem", "", "");
+    check("nowhere.pem", "key.pem", "t.toml:4:23:", "nowhere.pem");
+    check("cert.pem", "nowhere.pem", "t.toml:4:41:", "nowhere.pem");
+    check("empty.pem", "key.pem", "t.toml:4:23:", "no certificate");
+    check("cert.pem", "other.pem", "t.toml:4:41:", "not the key of the certificate");
 }
 
 #[test]

@@ -1,0 +1,227 @@
+//! The words of the command line.
+
+use super::acts::{FilterArgs, ListArgs};
+use super::place::Place;
+use super::send::SendArgs;
+use clap::{Args, Parser, Subcommand};
+
+const HELP: &str = "\
+Examples:
+  postrider serve                                   a relay on 127.0.0.1:2525 whose sandbox keeps all mail
+  postrider send --to bob@example.net               a first mail
+  postrider sandbox show                            what became of it
+  postrider queue list --domain example.net         what waits for a domain
+  postrider explain bob@example.net                 why it waits
+
+Exit codes: 0 done; 1 failed or refused; 2 wrong arguments; 3 no relay runs; 4 problems found (config check,
+spool check).";
+
+/// An SMTP relay that accepts mail durably, delivers it at the pace of each receiver, and shows what became of it
+#[derive(Debug, Parser)]
+#[command(name = "postrider", version, after_help = HELP, max_term_width = 110)]
+pub struct Cli {
+    #[command(flatten)]
+    pub(super) place: Place,
+    #[command(subcommand)]
+    pub(super) command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+pub(super) enum Command {
+    /// See and change what waits
+    Queue {
+        #[command(subcommand)]
+        command: QueueCommand,
+    },
+    /// Say why a recipient, an address or a domain waits
+    Explain(ExplainArgs),
+    /// Read the mail that a sandbox route kept
+    Sandbox {
+        #[command(subcommand)]
+        command: SandboxCommand,
+    },
+    /// Send a message by SMTP and show what the server says
+    Send(SendArgs),
+    /// Check and show the configuration
+    Config {
+        #[command(subcommand)]
+        command: ConfigCommand,
+    },
+    /// Watch the lanes of the running relay
+    Top(TopArgs),
+    /// Make the verifier of a password, for `password = …` of an account
+    Password(PasswordArgs),
+    /// Read configuration and certificates again
+    ///
+    /// An invalid change is refused whole: the relay goes on with what it has. The same as SIGHUP, but says
+    /// what came of it.
+    Reload,
+    /// Show the version
+    Version,
+}
+
+const QUEUE_HELP: &str = "\
+Filters: all that are given must match. Acts need at least one, or --all.
+
+Examples:
+  postrider queue list --domain example.net --reply 421
+  postrider queue retry --recipient '*@example.net'
+  postrider queue cancel --sender newsletter@example.com --older-than 2d --notify
+  postrider queue move --to backup --domain '*.example.net'
+  postrider queue suspend --domain example.net --reason 'their server is being moved'
+  postrider queue resume 3";
+
+#[derive(Debug, Subcommand)]
+#[command(after_help = QUEUE_HELP)]
+pub(super) enum QueueCommand {
+    /// List recipients that wait, the oldest first
+    List(ListArgs),
+    /// Show one message or recipient
+    Show {
+        /// msg_… or rcp_…
+        id: String,
+        /// As JSON
+        #[arg(long)]
+        json: bool,
+    },
+    /// Try again now, whatever the schedule says
+    Retry(FilterArgs),
+    /// Do not send until released
+    Hold(FilterArgs),
+    /// End a hold
+    Release(FilterArgs),
+    /// Never send
+    Cancel {
+        #[command(flatten)]
+        filter: FilterArgs,
+        /// Tell the senders by a delivery status notification
+        #[arg(long)]
+        notify: bool,
+        /// Do not ask
+        #[arg(long, short)]
+        yes: bool,
+    },
+    /// Send by another route
+    Move {
+        #[command(flatten)]
+        filter: FilterArgs,
+        /// The route's name
+        #[arg(long, value_name = "ROUTE")]
+        to: String,
+    },
+    /// Stop what matches, also what comes later, until it is resumed
+    Suspend {
+        #[command(flatten)]
+        filter: FilterArgs,
+        /// Why, for whoever finds it
+        #[arg(long)]
+        reason: String,
+    },
+    /// End suspensions
+    Resume {
+        /// The suspension's number, as `queue suspensions` shows it
+        #[arg(required_unless_present = "all")]
+        number: Option<u64>,
+        /// End all
+        #[arg(long)]
+        all: bool,
+        /// As JSON
+        #[arg(long)]
+        json: bool,
+    },
+    /// List suspensions
+    Suspensions {
+        /// As JSON
+        #[arg(long)]
+        json: bool,
+    },
+}
+
+#[derive(Debug, Args)]
+#[command(after_help = "Examples:\n  postrider explain bob@example.net\n  postrider explain example.net\n  \
+                        postrider explain rcp_0198…")]
+pub(super) struct ExplainArgs {
+    /// A recipient id, an address or a domain
+    pub target: String,
+    /// As JSON
+    #[arg(long)]
+    pub json: bool,
+}
+
+#[derive(Debug, Subcommand)]
+pub(super) enum SandboxCommand {
+    /// List captured messages, the newest first
+    List {
+        /// At most so many
+        #[arg(long, default_value_t = 50)]
+        limit: usize,
+        /// As JSON
+        #[arg(long)]
+        json: bool,
+    },
+    /// Show a message; without an id the newest
+    Show {
+        /// msg_…
+        id: Option<String>,
+        /// Only the content, octet for octet
+        #[arg(long)]
+        raw: bool,
+        /// As JSON, without the content
+        #[arg(long, conflicts_with = "raw")]
+        json: bool,
+    },
+    /// Delete messages
+    Delete {
+        /// msg_…
+        #[arg(required = true)]
+        ids: Vec<String>,
+    },
+    /// Delete all messages
+    Clear,
+}
+
+#[derive(Debug, Subcommand)]
+pub(super) enum ConfigCommand {
+    /// Say everything that is wrong with the configuration file
+    Check {
+        /// The file, if not given with --config
+        file: Option<std::path::PathBuf>,
+    },
+    /// Print the JSON schema of the configuration file, for editors
+    Schema,
+    /// Print the settings in effect; secrets are masked
+    Show {
+        /// Only what differs from the defaults
+        #[arg(long)]
+        changed: bool,
+    },
+    /// Print the reference of all settings, as Markdown
+    #[command(hide = true)]
+    Reference,
+}
+
+#[derive(Debug, Args)]
+pub(super) struct TopArgs {
+    /// Seconds between refreshes
+    #[arg(long, short, default_value_t = 1.0)]
+    pub interval: f64,
+    /// Show once and end
+    #[arg(long)]
+    pub once: bool,
+    /// Lanes shown
+    #[arg(long, default_value_t = 20)]
+    pub lanes: usize,
+}
+
+#[derive(Debug, Args)]
+#[command(
+    after_help = "Examples:\n  postrider password\n  pass show relay/app1 | postrider password --stdin"
+)]
+pub(super) struct PasswordArgs {
+    /// Read the password from standard input instead of asking
+    #[arg(long)]
+    pub stdin: bool,
+    /// Rounds of PBKDF2: more make guessing and logging in slower
+    #[arg(long, default_value_t = postrider_auth::ITERATIONS_DEFAULT)]
+    pub iterations: u32,
+}
