@@ -4,21 +4,23 @@ use crate::records::{FAILURE_TTL, Question, Records, Reply};
 use std::collections::{HashMap, VecDeque};
 use std::time::{Duration, Instant};
 
-/// Bounds of what is remembered.
+/// Bounds of what the resolver remembers.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct CacheLimits {
+pub struct CacheLimits {
     /// Questions remembered.
-    pub(crate) entries_max: usize,
+    pub entries_max: usize,
     /// Answers hold for at least so long, whatever their TTL: a TTL of 0 must not make a look-up per message.
-    pub(crate) ttl_min: Duration,
+    pub ttl_min: Duration,
     /// Answers hold for at most so long (RFC 8767 §4 asks for days at most; a mistaken record lives no longer).
-    pub(crate) ttl_max: Duration,
+    pub ttl_max: Duration,
     /// "There is none" holds for at most so long (RFC 2308 §5: one to three hours).
-    pub(crate) negative_ttl_max: Duration,
+    pub negative_ttl_max: Duration,
     /// After its TTL an answer may be served for so long while the name servers do not answer (RFC 8767 §5).
-    pub(crate) stale_max: Duration,
+    pub stale_max: Duration,
     /// A stale answer is served for so long before the name servers are asked again (RFC 8767 §4: 30 s).
-    pub(crate) stale_ttl: Duration,
+    pub stale_ttl: Duration,
+    /// With a stale answer in hand the name servers get this long for a fresh one (RFC 8767 §5: 1.8 s).
+    pub stale_after: Duration,
 }
 
 impl Default for CacheLimits {
@@ -30,6 +32,7 @@ impl Default for CacheLimits {
             negative_ttl_max: Duration::from_secs(3_600),
             stale_max: Duration::from_secs(86_400),
             stale_ttl: Duration::from_secs(30),
+            stale_after: Duration::from_millis(1_800),
         }
     }
 }

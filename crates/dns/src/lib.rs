@@ -30,6 +30,7 @@ mod scripted;
 mod site;
 
 pub use answer::{Addresses, Answer, MailRoute, MxHost, Query, Route, Skip, Skipped};
+pub use cache::CacheLimits;
 pub use error::{Culprit, DnsError};
 pub use records::RecordKind;
 pub use resolver::{Lookup, Resolver, ResolverOptions, StartError};

@@ -32,8 +32,6 @@ const UNDER_WAY_MAX: usize = 4_096;
 const QUESTIONS_MAX: usize = 512;
 /// No question takes longer, whatever the name servers do.
 const QUESTION_TIMEOUT: Duration = Duration::from_secs(15);
-/// With a stale answer in hand we wait no longer than this for a fresh one (RFC 8767 §5).
-const STALE_ANSWER_AFTER: Duration = Duration::from_millis(1_800);
 
 /// Whom to ask, and who we are.
 #[derive(Clone, Debug)]
@@ -45,11 +43,18 @@ pub struct ResolverOptions {
     /// A question that is not answered by then is asked once more, with the same patience. Lost datagrams are
     /// sent again within it.
     pub answer_timeout: Duration,
+    /// What is remembered, and for how long.
+    pub cache: CacheLimits,
 }
 
 impl Default for ResolverOptions {
     fn default() -> Self {
-        ResolverOptions { servers: Vec::new(), own_names: Vec::new(), answer_timeout: Duration::from_secs(4) }
+        ResolverOptions {
+            servers: Vec::new(),
+            own_names: Vec::new(),
+            answer_timeout: Duration::from_secs(4),
+            cache: CacheLimits::default(),
+        }
     }
 }
 
@@ -97,7 +102,7 @@ impl Resolver {
                     Ok(name_servers) => {
                         // The starter waits for nothing else.
                         let _ = started.send(Ok(()));
-                        let worker = Rc::new(Worker::new(name_servers, options.own_names));
+                        let worker = Rc::new(Worker::new(name_servers, options));
                         tokio::select! {
                             () = worker.serve(incoming) => {}
                             _ = stopped => {}
@@ -184,18 +189,20 @@ struct Worker {
     own_names: Vec<Domain>,
     hosts_file: Hosts,
     cache: RefCell<Cache>,
+    stale_after: Duration,
     /// Who waits for a question that is being asked.
     waiting: RefCell<HashMap<Question, Vec<oneshot::Sender<Reply>>>>,
     questions: Semaphore,
 }
 
 impl Worker {
-    fn new(name_servers: TokioResolver, own_names: Vec<Domain>) -> Self {
+    fn new(name_servers: TokioResolver, options: ResolverOptions) -> Self {
         Worker {
             name_servers,
-            own_names,
+            own_names: options.own_names,
             hosts_file: Hosts::from_system().unwrap_or_default(),
-            cache: RefCell::new(Cache::new(CacheLimits::default())),
+            cache: RefCell::new(Cache::new(options.cache)),
+            stale_after: options.cache.stale_after,
             waiting: RefCell::default(),
             questions: Semaphore::new(QUESTIONS_MAX),
         }
@@ -289,7 +296,7 @@ impl Worker {
         match cached {
             Cached::Fresh(reply) => reply,
             Cached::Nothing => self.join(question).await.unwrap_or_else(|_| Reply::failed(DnsError::Stopped)),
-            Cached::Stale(stale) => match timeout(STALE_ANSWER_AFTER, self.join(question)).await {
+            Cached::Stale(stale) => match timeout(self.stale_after, self.join(question)).await {
                 Ok(Ok(reply)) => reply,
                 // The question goes on by itself and refreshes the cache when it ends.
                 Ok(Err(_)) | Err(_) => stale,

@@ -5,7 +5,7 @@ use hickory_proto::op::{Message, MessageType, OpCode, ResponseCode};
 use hickory_proto::rr::rdata::{A, CNAME, MX, NS, SOA};
 use hickory_proto::rr::{Name, RData, Record, RecordType};
 use postrider_dns::{
-    Addresses, Answer, DnsError, Lookup, MailRoute, Query, Resolver, ResolverOptions, Route,
+    Addresses, Answer, CacheLimits, DnsError, Lookup, MailRoute, Query, Resolver, ResolverOptions, Route,
 };
 use std::collections::HashMap;
 use std::net::{Ipv4Addr, SocketAddr, UdpSocket};
@@ -308,4 +308,43 @@ fn a_port_where_nobody_answers_is_told() {
         panic!("no failure")
     };
     assert!(matches!(error, DnsError::Unreachable(_) | DnsError::Timeout), "{error}");
+}
+
+#[test]
+fn while_the_name_servers_fail_or_are_silent_the_last_answer_is_served() {
+    let server = NameServer::start();
+    server.mx("example.com", &[(10, "mx.example.com")]).a("mx.example.com", 1);
+    let cache = CacheLimits {
+        ttl_min: Duration::ZERO,
+        ttl_max: Duration::ZERO,
+        negative_ttl_max: Duration::ZERO,
+        stale_ttl: Duration::ZERO,
+        stale_after: Duration::from_millis(50),
+        ..CacheLimits::default()
+    };
+    let options = ResolverOptions {
+        servers: vec![server.address],
+        answer_timeout: Duration::from_millis(500),
+        cache,
+        ..Default::default()
+    };
+    let resolver = Resolver::start(options).unwrap();
+    let fresh = hosts(&resolver, "example.com");
+    assert!(!fresh.stale);
+    let outages = [Says::Code(ResponseCode::ServFail), Says::Nothing];
+    for outage in outages {
+        server.says("example.com", RecordType::MX, outage);
+        let stale = hosts(&resolver, "example.com");
+        assert!(stale.stale);
+        assert_eq!(stale.hosts, fresh.hosts);
+    }
+    // What never had an answer has no stale one.
+    server.says("other.example", RecordType::MX, Says::Code(ResponseCode::ServFail));
+    assert!(matches!(route(&resolver, "other.example"), MailRoute::TemporaryFailure { .. }));
+    // And a domain that is deleted is gone at once, not served stale.
+    server.says("example.com", RecordType::MX, Says::NoSuchName);
+    let deleted = std::iter::repeat_with(|| route(&resolver, "example.com"))
+        .take(100)
+        .find(|route| matches!(route, MailRoute::NoSuchDomain { .. }));
+    assert!(deleted.is_some());
 }

@@ -287,3 +287,169 @@ fn iana_name(suite: rustls::CipherSuite) -> &'static str {
         other => other.as_str().unwrap_or("unknown"),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{CertificateStore, SelfSigned};
+    use proptest::prelude::*;
+    use std::sync::Arc;
+
+    /// One direction of a connection: takes `room` octets at most and gives `step` octets a read.
+    struct Wire {
+        octets: std::collections::VecDeque<u8>,
+        room: usize,
+        step: usize,
+    }
+
+    /// One end of a connection.
+    struct End<'a> {
+        incoming: &'a mut Wire,
+        outgoing: &'a mut Wire,
+    }
+
+    impl io::Read for End<'_> {
+        fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+            match buffer.len().min(self.incoming.step).min(self.incoming.octets.len()) {
+                0 => Err(io::ErrorKind::WouldBlock.into()),
+                read => self.incoming.octets.read(&mut buffer[..read]),
+            }
+        }
+    }
+
+    impl Write for End<'_> {
+        fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+            match bytes.len().min(self.outgoing.room - self.outgoing.octets.len()) {
+                0 => Err(io::ErrorKind::WouldBlock.into()),
+                written => self.outgoing.octets.write(&bytes[..written]),
+            }
+        }
+
+        fn flush(&mut self) -> io::Result<()> {
+            Ok(())
+        }
+    }
+
+    fn wire(room: usize, step: usize) -> Wire {
+        Wire { octets: std::collections::VecDeque::new(), room, step }
+    }
+
+    fn server() -> Session {
+        let pair = SelfSigned::new("mx.example.com").unwrap();
+        let store = CertificateStore::from_pem(&pair.certificate, &pair.key).unwrap();
+        Session::server(&ServerTls::new(Arc::new(store)).unwrap()).unwrap()
+    }
+
+    fn client() -> Session {
+        client_at(TlsLevel::Opportunistic)
+    }
+
+    fn client_at(level: TlsLevel) -> Session {
+        Session::client(&ClientTls::new(&[]).unwrap(), level, "mx.example.com", None).unwrap()
+    }
+
+    /// Lets both read until nothing is on its way; what each of them read.
+    fn exchange(
+        client: &mut Session,
+        server: &mut Session,
+        up: &mut Wire,
+        down: &mut Wire,
+    ) -> (Vec<u8>, Vec<u8>) {
+        let (mut client_read, mut server_read) = (Vec::new(), Vec::new());
+        loop {
+            let mut end = End { incoming: down, outgoing: up };
+            client.flush(&mut end).unwrap();
+            let _ = client.read_into(&mut end, &mut client_read, 1000).unwrap();
+            let mut end = End { incoming: up, outgoing: down };
+            server.flush(&mut end).unwrap();
+            let _ = server.read_into(&mut end, &mut server_read, 1000).unwrap();
+            let all_sent = !client.wants_write() && !server.wants_write();
+            if all_sent && up.octets.is_empty() && down.octets.is_empty() {
+                return (client_read, server_read);
+            }
+        }
+    }
+
+    #[test]
+    fn a_handshake_and_data_pass_in_pieces_of_any_size() {
+        for step in [1, 2, 5, 100, 70_000] {
+            let (mut client, mut server) = (client(), server());
+            let (mut up, mut down) = (wire(500, step), wire(700, step));
+            exchange(&mut client, &mut server, &mut up, &mut down);
+            assert!(!client.is_handshaking() && !server.is_handshaking());
+            let body = vec![b'x'; 40_000];
+            let outcome = client
+                .write_vectored(
+                    &mut End { incoming: &mut down, outgoing: &mut up },
+                    &[IoSlice::new(b"DATA\r\n"), IoSlice::new(&body)],
+                )
+                .unwrap();
+            assert_eq!(outcome, WriteOutcome::Written(40_006));
+            let (_, read) = exchange(&mut client, &mut server, &mut up, &mut down);
+            assert!(read == [b"DATA\r\n", &body[..]].concat(), "{step}: {}", read.len());
+        }
+    }
+
+    #[test]
+    fn a_peer_that_does_not_read_is_sent_a_bounded_amount() {
+        let (mut client, mut server) = (client(), server());
+        let (mut up, mut down) = (wire(100_000, 70_000), wire(100_000, 70_000));
+        exchange(&mut client, &mut server, &mut up, &mut down);
+        let chunk = vec![b'x'; 16_000];
+        let mut accepted = 0;
+        let mut end = End { incoming: &mut down, outgoing: &mut up };
+        while let WriteOutcome::Written(n) = client.write_vectored(&mut end, &[IoSlice::new(&chunk)]).unwrap()
+        {
+            accepted += n;
+        }
+        assert!(client.wants_write());
+        assert!(accepted <= 100_000 + SEND_BUFFER_MAX_BYTES, "{accepted}");
+        let (_, read) = exchange(&mut client, &mut server, &mut up, &mut down);
+        assert_eq!(read.len(), accepted);
+    }
+
+    #[test]
+    fn what_is_written_before_the_handshake_ends_goes_out_under_tls() {
+        let (mut client, mut server) = (client(), server());
+        let (mut up, mut down) = (wire(100_000, 70_000), wire(100_000, 70_000));
+        let mut end = End { incoming: &mut down, outgoing: &mut up };
+        let early = client.write_vectored(&mut end, &[IoSlice::new(b"EHLO relay\r\n")]).unwrap();
+        assert_eq!(early, WriteOutcome::Written(12));
+        assert!(!up.octets.make_contiguous().windows(4).any(|window| window == b"EHLO"));
+        let (_, read) = exchange(&mut client, &mut server, &mut up, &mut down);
+        assert_eq!(read, b"EHLO relay\r\n");
+    }
+
+    #[test]
+    fn a_server_learns_why_a_client_leaves() {
+        let (mut client, mut server) = (client_at(TlsLevel::Verified), server());
+        let (mut up, mut down) = (wire(100_000, 70_000), wire(100_000, 70_000));
+        let mut nothing = Vec::new();
+        client.flush(&mut End { incoming: &mut down, outgoing: &mut up }).unwrap();
+        let mut end = End { incoming: &mut up, outgoing: &mut down };
+        let _ = server.read_into(&mut end, &mut nothing, 1000).unwrap();
+        let mut end = End { incoming: &mut down, outgoing: &mut up };
+        let failed = client.read_into(&mut end, &mut nothing, 1000);
+        assert!(matches!(failed, Err(StreamError::Tls(rustls::Error::InvalidCertificate(_)))), "{failed:?}");
+        let mut end = End { incoming: &mut up, outgoing: &mut down };
+        let told = server.read_into(&mut end, &mut nothing, 1000);
+        assert!(matches!(told, Err(StreamError::Tls(rustls::Error::AlertReceived(_)))), "{told:?}");
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(64))]
+        #[test]
+        fn no_octets_make_a_session_panic_or_speak_in_clear(octets: Vec<u8>, cut in 0usize..400) {
+            let (mut client, mut server) = (client(), server());
+            let (mut up, mut down) = (wire(100_000, 70_000), wire(100_000, 70_000));
+            // A hello that goes wrong somewhere, then anything.
+            client.flush(&mut End { incoming: &mut down, outgoing: &mut up }).unwrap();
+            up.octets.truncate(cut);
+            up.octets.extend(&octets);
+            let mut read = Vec::new();
+            let mut end = End { incoming: &mut up, outgoing: &mut down };
+            while let Ok((ReadOutcome::Data(_), _)) = server.read_into(&mut end, &mut read, 1000) {}
+            prop_assert!(read.is_empty());
+        }
+    }
+}

@@ -95,6 +95,26 @@ fn the_end_is_told_under_tls() {
 }
 
 #[test]
+fn a_connection_that_began_in_clear_goes_on_under_tls() {
+    let certificate = SelfSigned::new("mx.example.com").unwrap();
+    let mut pair = Pair::tcp();
+    pair.send(End::Server, b"220 mx.example.com\r\n");
+    pair.send(End::Client, b"STARTTLS\r\n");
+    pair.until(|pair| pair.server_read == b"STARTTLS\r\n" && !pair.client_read.is_empty()).unwrap();
+    pair.server_read.clear();
+    pair.client_read.clear();
+    pair.send(End::Server, b"220 go on\r\n");
+    pair.until(|pair| pair.client_read == b"220 go on\r\n").unwrap();
+    pair.client_read.clear();
+    handshake(&mut pair, &server_tls(&certificate), &client_tls(&[]), TlsLevel::Encrypted, "mx.example.com")
+        .unwrap();
+    let twice = pair.server.start_tls_server(&server_tls(&certificate), 0);
+    assert!(matches!(twice, Err(StreamError::AlreadyTls)));
+    pair.send(End::Client, b"EHLO relay\r\n");
+    pair.until(|pair| pair.server_read == b"EHLO relay\r\n").unwrap();
+}
+
+#[test]
 fn what_came_in_clear_is_never_taken_for_what_came_under_tls() {
     let certificate = SelfSigned::new("mx.example.com").unwrap();
     let mut pair = Pair::tcp();
