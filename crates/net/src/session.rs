@@ -151,6 +151,11 @@ impl Session {
         either!(self, tls, _closed => tls.wants_write())
     }
 
+    /// True once the peer has said, or shown, that it sends nothing more.
+    pub(crate) fn is_closed(&self) -> bool {
+        either!(self, _tls, closed => *closed)
+    }
+
     pub(crate) fn is_handshaking(&self) -> bool {
         either!(self, tls, _closed => tls.is_handshaking())
     }
@@ -195,7 +200,7 @@ fn read_into<S: SideData>(
     let mut socket_is_empty = false;
     loop {
         if *closed {
-            return Ok((ReadOutcome::Closed, socket_is_empty));
+            return Ok((ReadOutcome::Closed, true));
         }
         if socket_is_empty {
             return Ok((ReadOutcome::WouldBlock, true));

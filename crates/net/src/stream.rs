@@ -201,6 +201,10 @@ impl Stream {
         max: usize,
     ) -> Result<ReadOutcome, StreamError> {
         let max = max.max(1);
+        if self.session.as_ref().is_some_and(|session| session.is_closed()) {
+            // A `close_notify` behind the last data has no event of its own.
+            return Ok(ReadOutcome::Closed);
+        }
         if self.readiness.tracked && !self.readiness.readable {
             return Ok(ReadOutcome::WouldBlock);
         }

@@ -7,8 +7,11 @@ use common::{End, Pair, StreamErrorAt, client_tls, server_tls};
 use postrider_model::snapshot::{TlsFiles, TlsLevel};
 use postrider_net::{
     CertificateError, CertificateStore, ClientTls, PeerCertificate, ReadOutcome, SelfSigned, ServerTls,
-    StreamError, TlsInfo, TlsState,
+    StreamError, TlsInfo, TlsState, WriteOutcome,
 };
+use rustls::pki_types::CertificateDer;
+use rustls::pki_types::pem::PemObject;
+use std::io::{Read, Write};
 use std::path::Path;
 use std::sync::Arc;
 
@@ -92,6 +95,58 @@ fn the_end_is_told_under_tls() {
     pair.server.close();
     pair.until(|pair| pair.client_read == b"221 bye\r\n").unwrap();
     assert_eq!(pair.client.read_into(&mut rest, 100).unwrap(), ReadOutcome::Closed);
+}
+
+#[test]
+fn a_close_notify_right_behind_the_last_data_is_seen_before_the_connection_ends() {
+    let certificate = SelfSigned::new("mx.example.com").unwrap();
+    let listener = postrider_net::listen("127.0.0.1:0".parse().unwrap(), 1).unwrap().remove(0);
+    let mut roots = rustls::RootCertStore::empty();
+    roots.add(CertificateDer::from_pem_slice(certificate.certificate.as_bytes()).unwrap()).unwrap();
+    let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
+    let config = rustls::ClientConfig::builder_with_provider(provider)
+        .with_protocol_versions(rustls::ALL_VERSIONS)
+        .unwrap()
+        .with_root_certificates(roots)
+        .with_no_client_auth();
+    let address = listener.address();
+    let client = std::thread::spawn(move || {
+        let name = "mx.example.com".try_into().unwrap();
+        let session = rustls::ClientConnection::new(Arc::new(config), name).unwrap();
+        let tcp = std::net::TcpStream::connect(address).unwrap();
+        let mut stream = rustls::StreamOwned::new(session, tcp);
+        stream.conn.complete_io(&mut stream.sock).unwrap();
+        stream.conn.writer().write_all(b"QUIT\r\n").unwrap();
+        stream.conn.send_close_notify();
+        stream.conn.complete_io(&mut stream.sock).unwrap();
+        let mut reply = String::new();
+        stream.read_to_string(&mut reply).unwrap();
+        reply
+    });
+    let mut poll = mio::Poll::new().unwrap();
+    let (mut server, _) = loop {
+        if let Some(accepted) = listener.accept().unwrap() {
+            break accepted;
+        }
+    };
+    server.register(poll.registry(), mio::Token(1)).unwrap();
+    server.start_tls_server(&server_tls(&certificate), 0).unwrap();
+    let (mut events, mut read) = (mio::Events::with_capacity(4), Vec::new());
+    loop {
+        match server.read_into(&mut read, 8_192).unwrap() {
+            ReadOutcome::Data(_) => {}
+            ReadOutcome::Closed => break,
+            ReadOutcome::WouldBlock => {
+                poll.poll(&mut events, Some(common::PATIENCE)).unwrap();
+                assert!(!events.is_empty(), "the end was missed");
+                events.iter().for_each(|event| server.handle_event(event));
+            }
+        }
+    }
+    assert_eq!(read, b"QUIT\r\n");
+    assert_eq!(server.write(b"221 bye\r\n").unwrap(), WriteOutcome::Written(9));
+    server.close();
+    assert_eq!(client.join().unwrap(), "221 bye\r\n");
 }
 
 #[test]
