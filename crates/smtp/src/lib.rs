@@ -3,6 +3,8 @@
 pub mod client;
 pub mod command;
 pub mod data;
+#[cfg(feature = "dialogue")]
+pub mod dialogue;
 pub mod reply;
 pub mod server;
 pub mod transform;
