@@ -1,5 +1,6 @@
 //! What is to be done next: the face the engine polls, and what a connection pulls.
 
+use crate::arena::NIL;
 use crate::entry::Place;
 use crate::fair;
 use crate::queue::{DomainId, LaneId, Queue, RecipientSlot, Timer};
@@ -116,6 +117,7 @@ impl Queue {
         if !self.alarmed.is_empty()
             || !self.draining.is_empty()
             || !self.agenda.is_empty()
+            || (!self.starved.is_empty() && self.connections < self.settings.connections_max)
             || (!self.questions.is_empty() && self.asked < self.settings.resolves_max)
         {
             return Some(Timestamp::default());
@@ -144,6 +146,7 @@ impl Queue {
             }
             None => {
                 entry.idle_connections += 1;
+                self.note_idler(lane.0);
                 self.touch_lane(lane.0);
             }
         }
@@ -311,7 +314,22 @@ impl Queue {
     }
 
     fn poll_lanes(&mut self) -> Option<Action> {
-        while let Some(&lane) = self.agenda.front() {
+        loop {
+            if self.connections < self.settings.connections_max
+                && let Some(lane) = self.starved.pop_front()
+            {
+                self.lanes[lane].is_starved = false;
+                self.touch_lane(lane);
+                self.turn = lane;
+                let action = self.evaluate(lane);
+                self.turn = NIL;
+                if action.is_some() {
+                    return action;
+                }
+            }
+            let Some(&lane) = self.agenda.front() else {
+                return self.close_for_starved();
+            };
             if let Some(action) = self.evaluate(lane) {
                 return Some(action);
             }
@@ -321,7 +339,37 @@ impl Queue {
                 self.lanes.set_idle(lane, true);
             }
         }
-        None
+    }
+
+    /// Lanes that wait for any connection to end take those of others that have no work.
+    fn close_for_starved(&mut self) -> Option<Action> {
+        if self.closing as usize >= self.starved.len() {
+            return None;
+        }
+        let lane = self.idlers.front()?;
+        // The next one is taken of another lane.
+        self.idlers.rotate(self.lanes.arena());
+        Some(self.close_one(lane))
+    }
+
+    fn close_one(&mut self, lane: u32) -> Action {
+        self.lanes[lane].idle_connections -= 1;
+        self.lanes[lane].closing += 1;
+        self.closing += 1;
+        self.note_idler(lane);
+        Action::Close(LaneId(lane))
+    }
+
+    /// Keeps the list of lanes that have connections without work true.
+    pub(crate) fn note_idler(&mut self, lane: u32) {
+        let has_idle = self.lanes[lane].idle_connections > 0;
+        if std::mem::replace(&mut self.lanes[lane].is_idler, has_idle) != has_idle {
+            if has_idle {
+                self.idlers.push_back(self.lanes.arena(), lane);
+            } else {
+                self.idlers.remove(self.lanes.arena(), lane);
+            }
+        }
     }
 
     /// What a lane wants done, if anything; what it waits for is noted.
@@ -336,9 +384,7 @@ impl Queue {
         let lane = &mut self.lanes[index];
         let is_closing = blocked.is_some() || has_too_many;
         if is_closing && lane.idle_connections > 0 {
-            lane.idle_connections -= 1;
-            lane.closing += 1;
-            return Some(Action::Close(id));
+            return Some(self.close_one(index));
         }
         if blocked == Some(Limit::Backoff) {
             let until = lane.backoff.until;
@@ -365,6 +411,7 @@ impl Queue {
             lane.idle_connections -= 1;
             lane.pulling += 1;
             lane.limit = Limit::None;
+            self.note_idler(index);
             return Some(Action::Pull(id));
         }
         if units <= lane.pulling + lane.opening {
@@ -381,12 +428,6 @@ impl Queue {
         if used >= lane.allowed() {
             let is_window = lane.allowed() < lane.limits.connections;
             return self.rest(index, if is_window { Limit::Window } else { Limit::Connections });
-        }
-        if self.connections >= self.settings.connections_max {
-            if !std::mem::replace(&mut lane.is_starved, true) {
-                self.starved.push_back(index);
-            }
-            return self.rest(index, Limit::ConnectionsMax);
         }
         if let Some(rate) = lane.limits.connection_rate {
             let allowed_at = lane.connection_gcra.allowed_at(rate);
@@ -407,6 +448,15 @@ impl Queue {
             }
             lane.is_wanting = true;
             return Some(Action::WantSlot(LaneId(index)));
+        }
+        let is_full = self.connections >= self.settings.connections_max;
+        if is_full || (!self.starved.is_empty() && self.turn != index) {
+            // First come, first served. The slot stays: the turn will come.
+            lane.limit = Limit::ConnectionsMax;
+            if !std::mem::replace(&mut lane.is_starved, true) {
+                self.starved.push_back(index);
+            }
+            return None;
         }
         if let Some(rate) = lane.limits.connection_rate {
             lane.connection_gcra.count(rate, now);

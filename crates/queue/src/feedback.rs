@@ -92,6 +92,7 @@ impl Queue {
     ) -> Option<Backoff> {
         let now = self.clock(now);
         let entry = &mut self.lanes[lane.0];
+        let closing = entry.closing;
         entry.connections = entry.connections.saturating_sub(1);
         if entry.closing > 0 && how != Closed::Lost {
             entry.closing -= 1;
@@ -107,6 +108,8 @@ impl Queue {
         entry.closing = entry.closing.min(open);
         entry.idle_connections = entry.idle_connections.min(open - entry.closing);
         entry.pulling = entry.pulling.min(open - entry.closing - entry.idle_connections);
+        self.closing -= closing - entry.closing;
+        self.note_idler(lane.0);
         self.connection_ended(lane.0);
         if how != Closed::Lost {
             return None;
@@ -174,10 +177,6 @@ impl Queue {
     fn connection_ended(&mut self, lane: u32) {
         self.connections = self.connections.saturating_sub(1);
         self.touch_lane(lane);
-        if let Some(starved) = self.starved.pop_front() {
-            self.lanes[starved].is_starved = false;
-            self.touch_lane(starved);
-        }
     }
 
     /// Makes the lane wait, one step longer than the last time. What fails while it waits already counts as

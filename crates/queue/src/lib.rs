@@ -34,6 +34,8 @@
 
 mod acts;
 mod arena;
+#[cfg(test)]
+mod check;
 mod dispatch;
 mod entry;
 mod fair;

@@ -3,8 +3,8 @@
 //! The window grows by one connection for each window of transactions that came through (Postfix's 1/N) and
 //! shrinks by a factor when the site says that it is too much, at most once for the connections that were
 //! under way then. Unlike Postfix we remember where it was too much: the window stops below that ceiling and
-//! tries a higher one at intervals that grow each time the try fails. A site with a hard limit so refuses
-//! a connection now and then, not one in each cycle.
+//! tries a higher one at intervals that grow each time the try fails, and shrink each time it succeeds. A
+//! site with a hard limit so refuses a connection now and then, not one in each cycle.
 
 use postrider_model::Timestamp;
 use std::time::Duration;
@@ -35,6 +35,10 @@ pub(crate) struct Pace {
     ceiling: f32,
     probe_at: Timestamp,
     probe_wait: Duration,
+    /// By how much the ceiling is raised next.
+    probe_step: f32,
+    /// The ceiling was raised and nothing came up to it yet.
+    is_probing: bool,
     /// Answers still to come from what was under way at the last fall.
     guard: u32,
     guard_until: Timestamp,
@@ -53,6 +57,8 @@ impl Pace {
             ceiling: f32::INFINITY,
             probe_at: Timestamp::default(),
             probe_wait: PROBE_FIRST,
+            probe_step: 1.0,
+            is_probing: false,
             guard: 0,
             guard_until: Timestamp::default(),
         }
@@ -88,9 +94,17 @@ impl Pace {
         if grown < self.ceiling + 1.0 {
             self.window = grown.max(self.window.min(small(limit.max(1))));
         } else if now >= self.probe_at {
-            self.ceiling += (self.ceiling / 16.0).max(1.0).floor();
+            self.ceiling += self.probe_step;
+            self.is_probing = true;
             self.window = grown;
             self.probe_at = now + self.probe_wait;
+        }
+        if self.is_probing && small(used) >= self.ceiling.floor() {
+            // It bears that many: the limit was lifted, or never was one.
+            self.is_probing = false;
+            self.probe_step = (self.probe_step * 2.0).min(self.ceiling);
+            self.probe_wait = (self.probe_wait / 2).max(PROBE_FIRST);
+            self.probe_at = self.probe_at.min(now + self.probe_wait);
         }
     }
 
@@ -113,6 +127,8 @@ impl Pace {
         self.ceiling = self.ceiling.min(ceiling).max(1.0);
         self.guard = under_way;
         self.guard_until = now + GUARD;
+        self.is_probing = false;
+        self.probe_step = 1.0;
         self.probe_at = now + self.probe_wait;
         self.probe_wait = (self.probe_wait * 2).min(PROBE_MAX);
         is_floor

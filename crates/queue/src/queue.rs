@@ -124,6 +124,10 @@ pub struct Queue {
     pub(crate) agenda: VecDeque<u32>,
     /// Lanes that wait for any connection to end.
     pub(crate) starved: VecDeque<u32>,
+    /// The one of those whose turn it is, else `NIL`.
+    pub(crate) turn: u32,
+    /// Lanes that have connections without work.
+    pub(crate) idlers: List<2>,
     /// Domains whose waiting recipients move to their lane.
     pub(crate) draining: VecDeque<u32>,
     /// Domains to be resolved.
@@ -133,6 +137,8 @@ pub struct Queue {
     pub(crate) timers: BinaryHeap<Reverse<(Timestamp, Timer)>>,
     /// Connections open or on their way, over all lanes.
     pub(crate) connections: u32,
+    /// Connections that were told to close, over all lanes.
+    pub(crate) closing: u32,
     pub(crate) patrol: Patrol,
     pub(crate) is_suspended: bool,
 }
@@ -157,6 +163,9 @@ impl Queue {
             alarmed: List::default(),
             agenda: VecDeque::new(),
             starved: VecDeque::new(),
+            turn: NIL,
+            idlers: List::default(),
+            closing: 0,
             draining: VecDeque::new(),
             questions: VecDeque::new(),
             asked: 0,

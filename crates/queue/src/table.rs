@@ -154,6 +154,8 @@ pub(crate) struct Lane {
     pub(crate) on_agenda: bool,
     /// Waits for any connection to end.
     pub(crate) is_starved: bool,
+    /// Stands among the lanes that have connections without work.
+    pub(crate) is_idler: bool,
     pub(crate) is_suspended: bool,
     pub(crate) is_idle: bool,
     /// The failures ended and the engine does not know yet.
@@ -162,6 +164,7 @@ pub(crate) struct Lane {
     pub(crate) timer: Timestamp,
     pub(crate) free: Links,
     pub(crate) idle: Links,
+    pub(crate) idler: Links,
 }
 
 impl Lane {
@@ -189,6 +192,7 @@ impl Lane {
             && self.used() == 0
             && self.slots == 0
             && !self.is_wanting
+            && !self.is_starved
             && !self.is_suspended
             && !self.has_recovered
             && self.backoff.until <= now
@@ -218,6 +222,7 @@ node!(Line, 0, ring);
 node!(Line, 1, idle);
 node!(Lane, 0, free);
 node!(Lane, 1, idle);
+node!(Lane, 2, idler);
 
 macro_rules! named {
     ($type:ident, $name:ident, $route:expr) => {

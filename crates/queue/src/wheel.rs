@@ -260,3 +260,19 @@ impl Wheel {
 fn slot_of(time: Timestamp) -> usize {
     (time.as_micros() >> SLOT_BITS) as usize & (SLOTS - 1)
 }
+
+#[cfg(test)]
+impl Wheel {
+    /// Walks all lists and checks the bits that summarise them.
+    pub(crate) fn check(&self, entries: &Arena<Entry>, walk: &mut impl FnMut(List<0>, Place) -> u32) {
+        for (&bucket, span) in &self.spans {
+            walk(span.parked, Place::Parked);
+            let first = span.parked.front();
+            assert!(first.is_none_or(|first| Bucket::of(entries[first].wake()) == bucket));
+        }
+        for (slot, list) in self.slots.iter().enumerate() {
+            walk(*list, Place::Imminent);
+            assert_eq!(self.occupied[slot / 64] >> (slot % 64) & 1 == 1, !list.is_empty());
+        }
+    }
+}

@@ -500,6 +500,20 @@ fn connections_over_all_lanes_are_bounded_and_the_next_lane_gets_the_next_one() 
 }
 
 #[test]
+fn a_connection_without_work_makes_place_for_a_lane_that_waits_for_any() {
+    let mut world = World::with(Settings { connections_max: 1, ..Settings::default() });
+    world.insert(1, "a.test", "f", Class::Normal);
+    let lane = world.connect()[0];
+    let batch = world.queue.next(START, lane).unwrap();
+    world.queue.finished(batch.recipients[0]);
+    assert_eq!(world.queue.next(START, lane), None);
+    world.insert(2, "b.test", "f", Class::Normal);
+    assert!(world.poll().contains(&Action::Close(lane)));
+    world.queue.connection_closed(START, lane, Closed::Idle, 0);
+    assert!(world.poll().contains(&Action::Connect(world.lane("mx.b.test"))));
+}
+
+#[test]
 fn suspension_and_release_work_at_once_on_every_scope() {
     for scope in 0..4 {
         let mut world = World::new();
