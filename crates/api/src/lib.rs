@@ -36,7 +36,7 @@ mod sandbox;
 mod server;
 
 pub use client::{Client, ClientError, query};
-pub use port::{Captured, Health, ListenerView, Relay, Unavailable};
+pub use port::{Captured, Health, ListenerView, Relay, Unavailable, Wanted};
 pub use queue::Order;
 pub use server::{BindError, Server, bind, start};
 

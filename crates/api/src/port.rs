@@ -2,7 +2,7 @@
 
 use postrider_engine::operate::{Request, Response};
 use postrider_model::Timestamp;
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 use std::fmt;
 
 /// A running relay, as the API asks it.
@@ -10,12 +10,8 @@ pub trait Relay: Clone + Send + Sync + 'static {
     /// Asks every shard and merges what they answer.
     fn ask(&self, request: Request) -> impl Future<Output = Result<Response, Unavailable>> + Send;
 
-    /// Captured messages, the newest first: at most `limit`, of those after the id `after`.
-    fn captured(
-        &self,
-        limit: usize,
-        after: Option<String>,
-    ) -> impl Future<Output = Result<Vec<Captured>, Unavailable>> + Send;
+    /// Captured messages, the newest first.
+    fn captured(&self, wanted: Wanted) -> impl Future<Output = Result<Vec<Captured>, Unavailable>> + Send;
 
     /// A captured message; `None` if there is none of this id.
     fn captured_one(&self, id: String) -> impl Future<Output = Result<Option<Captured>, Unavailable>> + Send;
@@ -54,20 +50,36 @@ impl fmt::Display for Unavailable {
 
 impl std::error::Error for Unavailable {}
 
+/// Which captured messages to list. Parts match anywhere, whatever their case.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Wanted {
+    /// In one of the recipients.
+    pub recipient: Option<String>,
+    /// In the reverse-path or the From field.
+    pub sender: Option<String>,
+    /// In the Subject field.
+    pub subject: Option<String>,
+    /// At most so many.
+    pub limit: Option<usize>,
+    /// Goes on after this id, the last of the page before.
+    pub after: Option<String>,
+}
+
 /// A message that a sandbox route kept.
 #[derive(Clone, Debug, Serialize)]
 pub struct Captured {
     /// `msg_…`
     pub id: String,
     /// When it was accepted.
-    pub at: Timestamp,
+    pub accepted_at: Timestamp,
     /// The reverse-path; empty for `<>`.
-    pub from: String,
+    pub sender: String,
     /// Recipients for whom it was kept.
-    pub to: Vec<String>,
-    /// Account or listener that brought it.
-    pub account: String,
-    /// The Subject field, decoded as far as it is plain text.
+    pub recipients: Vec<String>,
+    /// The From field.
+    pub from: String,
+    /// The Subject field, decoded.
     pub subject: String,
     /// Octets of content.
     pub size: u64,

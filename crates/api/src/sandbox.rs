@@ -1,24 +1,16 @@
 //! Captured mail.
 
-use crate::port::Relay;
+use crate::port::{Relay, Wanted};
 use crate::problem::Problem;
 use axum::Json;
 use axum::extract::rejection::QueryRejection;
 use axum::extract::{Path, Query, State};
 use axum::http::header;
 use axum::response::IntoResponse;
-use serde::Deserialize;
 use serde_json::{Value, json};
 
 const PAGE_DEFAULT: usize = 100;
 const PAGE_MAX: usize = 1_000;
-
-#[derive(Debug, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub(crate) struct PageQuery {
-    limit: Option<usize>,
-    after: Option<String>,
-}
 
 fn missing(id: &str) -> Problem {
     Problem::not_found(format!(
@@ -28,11 +20,12 @@ fn missing(id: &str) -> Problem {
 
 pub(crate) async fn list<R: Relay>(
     State(relay): State<R>,
-    query: Result<Query<PageQuery>, QueryRejection>,
+    query: Result<Query<Wanted>, QueryRejection>,
 ) -> Result<Json<Value>, Problem> {
-    let Query(query) = query.map_err(|error| Problem::bad_request(error.body_text()))?;
-    let limit = query.limit.unwrap_or(PAGE_DEFAULT).clamp(1, PAGE_MAX);
-    let mut items = relay.captured(limit + 1, query.after).await?;
+    let Query(mut wanted) = query.map_err(|error| Problem::bad_request(error.body_text()))?;
+    let limit = wanted.limit.unwrap_or(PAGE_DEFAULT).clamp(1, PAGE_MAX);
+    wanted.limit = Some(limit + 1);
+    let mut items = relay.captured(wanted).await?;
     let more = items.len() > limit;
     items.truncate(limit);
     let next = items.last().filter(|_| more).map(|message| message.id.clone());

@@ -1,7 +1,7 @@
 //! The API over a real Unix socket, with a relay that only remembers what it was asked.
 
 use postrider_api::{
-    BindError, Captured, Client, ClientError, Health, ListenerView, Relay, Server, Unavailable,
+    BindError, Captured, Client, ClientError, Health, ListenerView, Relay, Server, Unavailable, Wanted,
 };
 use postrider_engine::operate::{
     Act, ActView, Explanation, Filter, LaneView, RecipientView, Request, Response, Totals,
@@ -100,10 +100,11 @@ impl Relay for Fake {
         Ok(response)
     }
 
-    async fn captured(&self, limit: usize, after: Option<String>) -> Result<Vec<Captured>, Unavailable> {
+    async fn captured(&self, wanted: Wanted) -> Result<Vec<Captured>, Unavailable> {
         let all = self.captured.lock().unwrap().clone();
-        let start = after.map_or(0, |after| all.iter().position(|m| m.id == after).map_or(0, |at| at + 1));
-        Ok(all.into_iter().skip(start).take(limit).collect())
+        let start =
+            wanted.after.map_or(0, |after| all.iter().position(|m| m.id == after).map_or(0, |at| at + 1));
+        Ok(all.into_iter().skip(start).take(wanted.limit.unwrap()).collect())
     }
 
     async fn captured_one(&self, id: String) -> Result<Option<Captured>, Unavailable> {
@@ -270,10 +271,10 @@ fn a_relay_that_stops_is_unavailable() {
 fn the_sandbox_is_listed_read_and_emptied() {
     let message = |number: usize| Captured {
         id: format!("msg_{number}"),
-        at: Timestamp::from_secs(1),
-        from: "a@example.com".into(),
-        to: vec!["b@example.net".into()],
-        account: "sandbox".into(),
+        accepted_at: Timestamp::from_secs(1),
+        sender: "a@example.com".into(),
+        recipients: vec!["b@example.net".into()],
+        from: "Ada <a@example.com>".into(),
         subject: format!("Nº {number}"),
         size: 9,
     };
@@ -285,7 +286,7 @@ fn the_sandbox_is_listed_read_and_emptied() {
     assert_eq!(page["items"][0]["subject"], "Nº 1");
     let rest = client.get("/v1/sandbox/messages?limit=2&after=msg_2").unwrap();
     assert_eq!((rest["items"].as_array().unwrap().len(), rest["next"].is_null()), (1, true));
-    assert_eq!(client.get("/v1/sandbox/messages/msg_3").unwrap()["to"][0], "b@example.net");
+    assert_eq!(client.get("/v1/sandbox/messages/msg_3").unwrap()["recipients"][0], "b@example.net");
     assert!(
         client
             .get_bytes("/v1/sandbox/messages/msg_3/content")

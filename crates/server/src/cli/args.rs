@@ -151,14 +151,7 @@ pub(super) struct ExplainArgs {
 #[derive(Debug, Subcommand)]
 pub(super) enum SandboxCommand {
     /// List captured messages, the newest first
-    List {
-        /// At most so many
-        #[arg(long, default_value_t = 50)]
-        limit: usize,
-        /// As JSON
-        #[arg(long)]
-        json: bool,
-    },
+    List(SandboxListArgs),
     /// Show a message; without an id the newest
     Show {
         /// msg_…
@@ -178,6 +171,25 @@ pub(super) enum SandboxCommand {
     },
     /// Delete all messages
     Clear,
+}
+
+#[derive(Debug, Args)]
+pub(super) struct SandboxListArgs {
+    /// Only with this in the reverse-path or the From field
+    #[arg(long, value_name = "TEXT")]
+    pub from: Option<String>,
+    /// Only with this in a recipient
+    #[arg(long, value_name = "TEXT")]
+    pub to: Option<String>,
+    /// Only with this in the subject
+    #[arg(long, value_name = "TEXT")]
+    pub subject: Option<String>,
+    /// At most so many
+    #[arg(long, default_value_t = 50)]
+    pub limit: usize,
+    /// As JSON
+    #[arg(long)]
+    pub json: bool,
 }
 
 #[derive(Debug, Subcommand)]

@@ -13,6 +13,7 @@ mod send;
 mod top;
 
 pub use args::Cli;
+pub use place::Place;
 
 use args::Command;
 use clap::Parser;

@@ -8,14 +8,14 @@ use std::path::{Path, PathBuf};
 const PACKAGED_DATA_DIR: &str = "/var/lib/postrider";
 
 /// Which relay is meant.
-#[derive(Debug, Clone, clap::Args)]
+#[derive(Clone, Debug, clap::Args)]
 #[command(next_help_heading = "Which relay")]
-pub(super) struct Place {
+pub struct Place {
     /// The configuration file of the relay
-    #[arg(long, global = true, value_name = "FILE", env = "POSTRIDER_CONFIG")]
+    #[arg(long, global = true, value_name = "FILE", env = "POSTRIDER_CONFIG", hide_env_values = true)]
     pub config: Option<PathBuf>,
     /// The data directory of the relay; wins over the configuration file
-    #[arg(long, global = true, value_name = "DIR", env = "POSTRIDER_DATA_DIR")]
+    #[arg(long, global = true, value_name = "DIR", env = "POSTRIDER_DATA_DIR", hide_env_values = true)]
     pub data_dir: Option<PathBuf>,
 }
 
@@ -24,14 +24,14 @@ impl Place {
     ///
     /// # Errors
     /// Everything that is wrong with it.
-    pub(super) fn load(&self) -> Result<Loaded, Problems> {
+    pub(crate) fn load(&self) -> Result<Loaded, Problems> {
         config::load(self.config.as_deref(), self.data_dir.as_deref())
     }
 
     /// The data directory, read from a file that need not be right otherwise: a running relay must be
     /// reachable while its next configuration is being written.
     #[must_use]
-    pub(super) fn data_dir(&self) -> PathBuf {
+    pub(crate) fn data_dir(&self) -> PathBuf {
         if let Some(data_dir) = &self.data_dir {
             return data_dir.clone();
         }
@@ -48,13 +48,13 @@ impl Place {
 
     /// A client of the relay.
     #[must_use]
-    pub(super) fn client(&self) -> Client {
+    pub(crate) fn client(&self) -> Client {
         Client::of_data_dir(&self.data_dir())
     }
 
     /// The same place as arguments, to be shown.
     #[must_use]
-    pub(super) fn arguments(&self) -> String {
+    pub(crate) fn arguments(&self) -> String {
         let mut out = String::new();
         for (name, value) in [("--config", &self.config), ("--data-dir", &self.data_dir)] {
             if let Some(value) = value {

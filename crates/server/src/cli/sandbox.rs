@@ -1,6 +1,6 @@
 //! `postrider sandbox`
 
-use super::args::SandboxCommand;
+use super::args::{SandboxCommand, SandboxListArgs};
 use super::output::{self, Table, age, items, number, printable_lines, size, text};
 use super::place::Place;
 use super::{EXIT_FAILED, EXIT_OK};
@@ -11,7 +11,7 @@ use std::io::Write;
 pub(super) fn run(place: &Place, command: &SandboxCommand) -> anyhow::Result<u8> {
     let client = place.client();
     match command {
-        SandboxCommand::List { limit, json } => list(&client, *limit, *json),
+        SandboxCommand::List(args) => list(&client, args),
         SandboxCommand::Show { id, raw, json } => show(&client, id.as_deref(), *raw, *json),
         SandboxCommand::Delete { ids } => {
             for id in ids {
@@ -28,13 +28,17 @@ pub(super) fn run(place: &Place, command: &SandboxCommand) -> anyhow::Result<u8>
     }
 }
 
-fn newest(client: &Client, limit: usize) -> anyhow::Result<Value> {
-    Ok(client.get(&query("/v1/sandbox/messages", [("limit", limit.to_string())]))?)
+fn newest(client: &Client) -> anyhow::Result<Value> {
+    Ok(client.get("/v1/sandbox/messages?limit=1")?["items"][0].take())
 }
 
-fn list(client: &Client, limit: usize, as_json: bool) -> anyhow::Result<u8> {
-    let page = newest(client, limit)?;
-    if as_json {
+fn list(client: &Client, args: &SandboxListArgs) -> anyhow::Result<u8> {
+    let mut pairs = vec![("limit", args.limit.to_string())];
+    for (name, value) in [("sender", &args.from), ("recipient", &args.to), ("subject", &args.subject)] {
+        pairs.extend(value.clone().map(|value| (name, value)));
+    }
+    let page = client.get(&query("/v1/sandbox/messages", pairs))?;
+    if args.json {
         output::print_json(&page["items"]);
         return Ok(EXIT_OK);
     }
@@ -45,10 +49,10 @@ fn list(client: &Client, limit: usize, as_json: bool) -> anyhow::Result<u8> {
     }
     let mut table = Table::new(&["MESSAGE ID", "AGE", "SIZE", "FROM", "TO", "SUBJECT"]);
     for message in messages {
-        let from = Some(text(message, "from")).filter(|from| !from.is_empty()).unwrap_or("<>");
+        let from = Some(text(message, "sender")).filter(|from| !from.is_empty()).unwrap_or("<>");
         table.row([
             text(message, "id").to_owned(),
-            age(text(message, "at")),
+            age(text(message, "accepted_at")),
             size(number(message, "size")),
             output::shortened(from, 30),
             output::shortened(&recipients(message), 40),
@@ -60,7 +64,7 @@ fn list(client: &Client, limit: usize, as_json: bool) -> anyhow::Result<u8> {
 }
 
 fn recipients(message: &Value) -> String {
-    let to: Vec<_> = items(message, "to").iter().filter_map(Value::as_str).collect();
+    let to: Vec<_> = items(message, "recipients").iter().filter_map(Value::as_str).collect();
     match to.as_slice() {
         [] => String::new(),
         [only] => (*only).to_owned(),
@@ -71,7 +75,7 @@ fn recipients(message: &Value) -> String {
 fn show(client: &Client, id: Option<&str>, raw: bool, as_json: bool) -> anyhow::Result<u8> {
     let message = match id {
         Some(id) => client.get(&format!("/v1/sandbox/messages/{id}"))?,
-        None => newest(client, 1)?["items"][0].take(),
+        None => newest(client)?,
     };
     if message.is_null() {
         eprintln!("The sandbox is empty. `postrider send --to bob@example.net` sends a first mail.");
@@ -87,11 +91,10 @@ fn show(client: &Client, id: Option<&str>, raw: bool, as_json: bool) -> anyhow::
         std::io::stdout().write_all(&content)?;
         return Ok(EXIT_OK);
     }
-    let to: Vec<_> = items(&message, "to").iter().filter_map(Value::as_str).collect();
+    let to: Vec<_> = items(&message, "recipients").iter().filter_map(Value::as_str).collect();
     let mut envelope = Table::new(&[]);
-    envelope.row(["captured:".to_owned(), format!("{id}, {} ago", age(text(&message, "at")))]);
-    envelope.row(["brought by:".to_owned(), text(&message, "account").to_owned()]);
-    envelope.row(["envelope from:".to_owned(), format!("<{}>", text(&message, "from"))]);
+    envelope.row(["captured:".to_owned(), format!("{id}, {} ago", age(text(&message, "accepted_at")))]);
+    envelope.row(["envelope from:".to_owned(), format!("<{}>", text(&message, "sender"))]);
     envelope.row(["envelope to:".to_owned(), to.join(", ")]);
     output::print(envelope.text().trim_start_matches('\n'));
     output::print(&format!("\n{}", printable_lines(&String::from_utf8_lossy(&content))));

@@ -4,14 +4,14 @@ use super::problem::Problems;
 use super::read::{Section, Value};
 use super::schema;
 use super::value;
-use super::{DATA_DIR_DEFAULT, Settings, Spool};
+use super::{DATA_DIR_DEFAULT, Settings};
 use postrider_auth::Verifier;
 use postrider_model::snapshot::{
     Account, AddressPattern, Cidr, Credentials, Delivery, DomainPattern, Host, Legacy, Listener, NextHop,
     Protocol, Route, Scheme, SessionLimits, Source, Target, TlsFiles, TlsLevel,
 };
 use postrider_model::{Domain, Snapshot};
-use postrider_net::{CertificateError, CertificateStore};
+use postrider_net::{CertificateError, CertificateStore, ClientTls};
 use std::collections::BTreeMap;
 use std::fmt::Display;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
@@ -29,6 +29,7 @@ pub struct Surroundings {
     pub data_dir: Option<PathBuf>,
 }
 
+const SEGMENT_SIZE_BYTES: u32 = 64 << 20;
 const SANDBOX_ADDRESS: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 2525);
 
 /// Builds the settings; those with errors noted must not be used.
@@ -59,7 +60,12 @@ pub(super) fn build(root: &Section, surroundings: &Surroundings, problems: &mut 
         },
         data_dir,
         shards: root.count("shards").unwrap_or(0),
-        spool: spool(root.table("spool")),
+        segment_size_bytes: root
+            .table("spool")
+            .and_then(|spool| spool.number("segment_size"))
+            .and_then(|size| u32::try_from(size).ok())
+            .unwrap_or(SEGMENT_SIZE_BYTES),
+        authorities: authorities(root.table("delivery"), &surroundings.directory, problems),
     }
 }
 
@@ -497,11 +503,13 @@ fn delivery(section: Option<&Section>, problems: &mut Problems) -> Delivery {
     delivery
 }
 
-fn spool(section: Option<&Section>) -> Spool {
-    let defaults = Spool::default();
-    let Some(section) = section else { return defaults };
-    Spool {
-        segment_size_bytes: section.number("segment_size").unwrap_or(defaults.segment_size_bytes),
-        free_space_min_bytes: section.number("free_space").unwrap_or(defaults.free_space_min_bytes),
-    }
+fn authorities(section: Option<&Section>, directory: &Path, problems: &mut Problems) -> Vec<PathBuf> {
+    let Some(section) = section else { return Vec::new() };
+    section.parsed_list("authorities", problems, |text| {
+        let path = directory.join(text);
+        match ClientTls::new(std::slice::from_ref(&path)) {
+            Ok(_) => Ok(path),
+            Err(error) => Err(error.to_string()),
+        }
+    })
 }

@@ -25,23 +25,10 @@ pub struct Settings {
     pub data_dir: PathBuf,
     /// Event loops; 0 for one on each core.
     pub shards: usize,
-    /// The log.
-    pub spool: Spool,
-}
-
-/// `[spool]`
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Spool {
-    /// Octets of a segment.
-    pub segment_size_bytes: u64,
-    /// Free space on the disk below which new mail is refused.
-    pub free_space_min_bytes: u64,
-}
-
-impl Default for Spool {
-    fn default() -> Self {
-        Spool { segment_size_bytes: 64 << 20, free_space_min_bytes: 256 << 20 }
-    }
+    /// Octets of a segment of the log.
+    pub segment_size_bytes: u32,
+    /// PEM files of further authorities that vouch for next hops.
+    pub authorities: Vec<PathBuf>,
 }
 
 /// A configuration that may be used, with what it was made from.

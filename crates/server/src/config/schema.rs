@@ -85,6 +85,7 @@ const fn duration(min_s: u64, max_s: u64) -> Kind {
 const NETWORK: Kind = Kind::Text("network");
 const ADDRESS_PATTERN: Kind = Kind::Text("address pattern");
 const DOMAIN_PATTERN: Kind = Kind::Text("domain pattern");
+const PATH: Kind = Kind::Text("path");
 const TARGET: Kind = Kind::Text("target");
 const IP: Kind = Kind::Text("IP address");
 const SERVER: Kind = Kind::Text("IP address, with :port if not 53");
@@ -92,7 +93,7 @@ const WAIT: Kind = duration(1, 30 * DAY_S);
 
 /// The file.
 pub static ROOT: Table = Table {
-    title: "(top of the file)",
+    title: "Top of the file",
     about: "What must be known before anything else. Every key is optional.",
     keys: &[
         key(
@@ -394,6 +395,13 @@ pub static DELIVERY: Table = Table {
             "Private or loopback networks to which `mx` routes may deliver all the same. Hosts named in a \
              route need no entry.",
         ),
+        key(
+            "authorities",
+            Kind::List(&PATH),
+            "[]",
+            "PEM files of certificate authorities that vouch for hosts, besides those of the system. Changing \
+             it needs a restart.",
+        ),
         key("dns_servers", Kind::List(&SERVER), "[]", "DNS servers; empty means those of the system."),
         key("mx_port", number(1, 65_535), "25", "The port of mail exchangers; another one only in tests."),
     ],
@@ -403,18 +411,10 @@ pub static DELIVERY: Table = Table {
 pub static SPOOL: Table = Table {
     title: "[spool]",
     about: "The durable log in `data_dir`. Changes need a restart.",
-    keys: &[
-        key(
-            "segment_size",
-            size(1 << 20, 1 << 30),
-            "\"64 MiB\"",
-            "Octets of one file of the log. A message must fit.",
-        ),
-        key(
-            "free_space",
-            size(0, 1 << 50),
-            "\"256 MiB\"",
-            "Below this much free space on the disk new mail is refused with 452, and delivery goes on.",
-        ),
-    ],
+    keys: &[key(
+        "segment_size",
+        size(1 << 20, 1 << 30),
+        "\"64 MiB\"",
+        "Octets of one file of the log. A message must fit.",
+    )],
 };

@@ -197,7 +197,7 @@ pub fn reference() -> String {
 }
 
 fn reference_table(table: &Table, out: &mut String) {
-    let _ = write!(out, "## {}\n\n{}\n\n", table.title.trim_matches(['(', ')']), table.about);
+    let _ = write!(out, "## {}\n\n{}\n\n", table.title, table.about);
     out.push_str("| key | kind | default | meaning |\n|---|---|---|---|\n");
     for key in table.keys {
         let default = if key.default.is_empty() { "–".to_owned() } else { format!("`{}`", key.default) };
