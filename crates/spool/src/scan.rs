@@ -124,7 +124,7 @@ impl Scanner {
             let body = header.body_at.checked_sub(offset).and_then(|start| {
                 bytes.get(start as usize..(start as usize).checked_add(header.body as usize)?)
             });
-            if !body.is_some_and(|body| crc(seed.at(header.body_at), body) == header.body_crc) {
+            if body.is_none_or(|body| crc(seed.at(header.body_at), body) != header.body_crc) {
                 return false;
             }
         }

@@ -96,6 +96,7 @@ impl Live {
         true
     }
 
+    #[cfg(test)]
     pub(crate) fn contains(&mut self, position: Position) -> bool {
         self.find(position).is_some()
     }
