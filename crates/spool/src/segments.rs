@@ -97,10 +97,6 @@ impl Live {
     }
 
     #[cfg(test)]
-    pub(crate) fn contains(&mut self, position: Position) -> bool {
-        self.find(position).is_some()
-    }
-
     fn find(&mut self, position: Position) -> Option<usize> {
         self.sort();
         let at = self.entries.binary_search(&position).ok()?;
