@@ -96,7 +96,6 @@ impl Live {
         true
     }
 
-    #[cfg(test)]
     fn find(&mut self, position: Position) -> Option<usize> {
         self.sort();
         let at = self.entries.binary_search(&position).ok()?;
