@@ -3,6 +3,12 @@
 //! `SPOOL_SEEDS=10000 cargo test -p postrider-spool --test crashes` runs more of them;
 //! `SPOOL_SEED=n` runs one.
 
+#![allow(
+    clippy::unwrap_used,
+    clippy::cast_possible_truncation,
+    reason = "a test that stops is a test that failed"
+)]
+
 use bytes::Bytes;
 use postrider_spool::testing::{Dice, Faults, SimDisk};
 use postrider_spool::{
