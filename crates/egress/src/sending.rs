@@ -298,11 +298,11 @@ impl Sending {
             }
             return Pumped::Waits;
         }
+        // How many replies the last chunk has after a refused one is not clear in LMTP, so there each chunk
+        // waits for the reply to the one before.
+        let ahead = pipelining && client.dialect() == Dialect::Smtp;
         while self.piece < self.transaction.pieces.len() {
-            if client.output().len() > BACKLOG_MAX {
-                return Pumped::Waits;
-            }
-            if self.fit.chunking && !pipelining && self.awaited > 0 {
+            if client.output().len() > BACKLOG_MAX || self.fit.chunking && !ahead && self.awaited > 0 {
                 return Pumped::Waits;
             }
             let Piece::Memory(_) = self.transaction.pieces[self.piece] else {
@@ -321,7 +321,7 @@ impl Sending {
                 return Pumped::Waits;
             }
         }
-        if self.transaction.marked && (pipelining || self.awaited == 0) {
+        if self.transaction.marked && (ahead || self.awaited == 0) {
             if self.fit.chunking {
                 client.bdat(0, true, self.end_replies(client));
             } else {
