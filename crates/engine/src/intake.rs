@@ -34,6 +34,12 @@ impl Refusal {
         Refusal(Reply::ours(451, EnhancedCode(4, 3, 0), "The message could not be stored; try again later"))
     }
 
+    /// The part that is not in chunks is larger than the log takes at once.
+    #[must_use]
+    pub fn too_large() -> Self {
+        Refusal(Reply::ours(552, EnhancedCode(5, 3, 4), "The message is larger than the spool takes"))
+    }
+
     /// Too much is waiting to be written.
     #[must_use]
     pub fn busy() -> Self {

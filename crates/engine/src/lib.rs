@@ -6,12 +6,28 @@
 //! terminal state (P2); a restart changes nothing (P3).
 //! **Never:** a clock, disk, socket or thread; a decision that is not in the log.
 
+mod accept;
+mod capture;
+mod effect;
+mod explain;
+mod fold;
 mod intake;
+mod lanes;
+mod messages;
 pub mod operate;
+mod operator;
 mod outflow;
+mod replies;
+mod report;
+mod shard;
+mod transaction;
 
+pub use effect::{Capture, Effect, HostQuestion, JobId, Loaded, Question, Resolution, Stored};
+pub use fold::{Owner, owner};
 pub use intake::{Draft, Intake, Pieces, Refusal};
+pub use operator::QuestionId;
 pub use outflow::{
     ConnectionEnd, ConnectionId, Next, Outflow, Piece, Plan, PlanHost, Settled, Settlement, Transaction,
     TransactionId,
 };
+pub use shard::{Health, Shard, ShardConfig};

@@ -126,6 +126,9 @@ pub enum Response {
 /// A recipient that waits.
 #[derive(Clone, Debug, Serialize)]
 pub struct RecipientView {
+    /// Sorts by message and recipient, over all shards.
+    #[serde(skip)]
+    pub order: (u64, u16),
     /// `rcp_…`
     pub id: RecipientId,
     /// `msg_…`
@@ -276,7 +279,7 @@ impl Response {
             (Response::Error(error), _) | (_, Response::Error(error)) => Response::Error(error),
             (Response::Recipients(mut a), Response::Recipients(b)) => {
                 a.extend(b);
-                a.sort_by_cached_key(|x| (x.accepted_at, x.id.to_string()));
+                a.sort_by_key(|view| view.order);
                 Response::Recipients(a)
             }
             (Response::Acted(a), Response::Acted(b)) => Response::Acted(ActView {

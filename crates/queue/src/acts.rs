@@ -158,6 +158,30 @@ impl Queue {
         });
     }
 
+    /// The recipient's delay warning is not due any more.
+    pub fn clear_warning(&mut self, slot: RecipientSlot) {
+        if self.is_queued(slot) {
+            self.entries[slot.0].warn_s = to_seconds(None);
+            self.wheel.touch(self.entries[slot.0].due);
+        }
+    }
+
+    /// Puts back a recipient's schedule as it was before a restart.
+    pub fn restore(&mut self, now: Timestamp, slot: RecipientSlot, due: Timestamp, attempts: u16) {
+        self.clock(now);
+        self.change(slot, |queue, index| {
+            let before = std::mem::replace(&mut queue.entries[index].due, due);
+            queue.entries[index].attempts = attempts;
+            queue.wheel.count_out(before);
+            queue.wheel.count_in(due);
+        });
+    }
+
+    /// All routing domains.
+    pub fn domains(&self) -> impl Iterator<Item = DomainId> {
+        self.domains.iter().map(|(index, _)| DomainId(index))
+    }
+
     /// Changes the recipient's reply reference, as when the engine moves its replies.
     pub fn set_reply(&mut self, slot: RecipientSlot, reply: u32) {
         if self.is_queued(slot) {
