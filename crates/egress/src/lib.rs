@@ -28,3 +28,4 @@ mod timeouts;
 mod transactions;
 
 pub use connection::{Connection, Setup, TRANSACTIONS_MAX, Wants};
+pub use postrider_auth::ScramMemory;

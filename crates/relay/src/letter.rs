@@ -1,0 +1,34 @@
+//! What other threads tell an event loop.
+
+use crate::config::Loadout;
+use postrider_auth::Verdict;
+use postrider_engine::operate::{Request, Response};
+use postrider_engine::{JobId, Loaded, Resolution};
+use postrider_model::Timestamp;
+use postrider_queue::{DomainId, LaneId};
+use postrider_spool::Moved;
+use std::sync::Arc;
+
+/// Takes one shard's part of an answer.
+pub(crate) type Reply = Box<dyn FnOnce(Response) + Send>;
+
+pub(crate) enum Letter {
+    /// The resolver's answer.
+    Resolved { domain: DomainId, resolution: Resolution },
+    /// The broker gave a slot that this shard waits for.
+    SlotGranted(LaneId),
+    /// A record was read.
+    Loaded { job: JobId, loaded: Option<Loaded> },
+    /// The sandbox kept a message, or could not.
+    Captured { job: JobId, result: Result<(), String> },
+    /// A password was checked.
+    Verdict { key: usize, id: u32, verdict: Verdict },
+    /// The operator asks.
+    Ask { number: u64, request: Request, reply: Reply },
+    /// A new configuration.
+    Reload(Arc<Loadout>),
+    /// A record of this shard was copied forward.
+    Moved(Moved),
+    /// Take no more sessions, end what goes on, and stop at the latest at this time.
+    Drain(Timestamp),
+}
