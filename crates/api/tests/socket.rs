@@ -24,6 +24,7 @@ fn recipient(number: usize) -> RecipientView {
     let at = Timestamp::from_secs(1_000_000);
     let number = MessageNo(u64::try_from(number).unwrap());
     RecipientView {
+        order: (0, 0),
         id: cipher.recipient(at, number, 0),
         message: cipher.message(at, number),
         state: "deferred",
