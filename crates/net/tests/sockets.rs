@@ -8,10 +8,12 @@ use common::{End, Pair, dial, dial_admitted};
 use mio::Poll;
 use mio::net::{UnixListener, UnixStream};
 use postrider_net::{
-    AttemptError, DialOptions, DialOutcome, Guard, ReadOutcome, Refusal, Stream, WriteOutcome, listen,
+    AttemptError, DialError, DialOptions, DialOutcome, Guard, RaceLimits, ReadOutcome, Refusal, Stream,
+    WriteOutcome, listen,
 };
 use std::io::IoSlice;
 use std::net::{SocketAddr, TcpListener};
+use std::time::Duration;
 
 fn loopback(port: u16) -> SocketAddr {
     SocketAddr::from(([127, 0, 0, 1], port))
@@ -148,6 +150,40 @@ fn a_dial_without_success_names_every_address_and_its_error() {
         panic!("connected to nobody");
     };
     assert!(errors.is_empty());
+}
+
+/// An address that never answers: its listener's queue is full, so that the kernel drops what comes.
+fn silent() -> (SocketAddr, Vec<std::net::TcpStream>, socket2::Socket) {
+    let listener = socket2::Socket::new(socket2::Domain::IPV4, socket2::Type::STREAM, None).unwrap();
+    listener.bind(&loopback(0).into()).unwrap();
+    listener.listen(0).unwrap();
+    let address = listener.local_addr().unwrap().as_socket().unwrap();
+    let (mut queued, patience) = (Vec::new(), Duration::from_millis(100));
+    while let Ok(stream) = std::net::TcpStream::connect_timeout(&address, patience) {
+        queued.push(stream);
+    }
+    (address, queued, listener)
+}
+
+#[test]
+fn a_silent_address_is_overtaken_by_the_next() {
+    let (silent, _queued, _listener) = silent();
+    let listener = TcpListener::bind(loopback(0)).unwrap();
+    let address = listener.local_addr().unwrap();
+    let outcome = dial(&mut Poll::new().unwrap(), vec![silent, address], &DialOptions::default());
+    let DialOutcome::Connected(connected) = outcome else { panic!("{outcome:?}") };
+    assert_eq!(connected.address, address);
+}
+
+#[test]
+fn a_silent_address_is_given_up_after_its_time() {
+    let (silent, _queued, _listener) = silent();
+    let limits = RaceLimits { attempt_timeout: Duration::from_millis(50), ..RaceLimits::default() };
+    let options = DialOptions { limits, ..DialOptions::default() };
+    let DialOutcome::Failed(errors) = dial(&mut Poll::new().unwrap(), vec![silent], &options) else {
+        panic!("connected to a full queue")
+    };
+    assert!(matches!(errors[..], [DialError { error: AttemptError::TimedOut(_), .. }]), "{errors:?}");
 }
 
 #[test]
