@@ -2,6 +2,7 @@
 //!
 //! Everything that a fresh clone needs beyond a Rust toolchain is installed by the command that needs it.
 
+mod bench;
 mod debian;
 mod run;
 mod shell;
@@ -16,11 +17,14 @@ enum Command {
     Run(run::Args),
     /// Format, lints, all tests, documentation tests, licences and a short fuzz run.
     Test(test::Args),
+    /// Our relay beside others, with the same disk, durability and workload, in one table.
+    Bench(bench::Args),
 }
 
 fn main() -> anyhow::Result<()> {
     match Command::parse() {
         Command::Run(args) => run::run(&args),
         Command::Test(args) => test::run(&args),
+        Command::Bench(args) => bench::run(&args),
     }
 }

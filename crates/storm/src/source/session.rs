@@ -163,6 +163,11 @@ impl Session {
         }
     }
 
+    /// True when no message is in hand.
+    pub(super) fn is_free(&self) -> bool {
+        self.transaction.is_none()
+    }
+
     /// The run is over: settles the message in hand.
     pub(super) fn give_up(&mut self, desk: &mut Desk) {
         if let Some(transaction) = self.transaction.take() {

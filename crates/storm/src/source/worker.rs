@@ -24,6 +24,8 @@ const CATCH_UP: Duration = Duration::from_millis(100);
 /// Waits after a connection failed double from the first to the last.
 const RECONNECT_FIRST: Duration = Duration::from_millis(10);
 const RECONNECT_DOUBLINGS: u32 = 6;
+/// How long the relay may take to answer QUIT once there is nothing more to send.
+const FAREWELL: Duration = Duration::from_secs(2);
 /// Connections begun per turn of the loop, so that replies are not left waiting behind them.
 const CONNECTS_PER_TURN: usize = 64;
 
@@ -195,7 +197,11 @@ impl Worker {
                 self.desk.stopping = true;
                 self.dismiss_idle();
             }
-            if self.desk.last_verdict.elapsed() > self.desk.setup.plan.patience {
+            let silence = self.desk.last_verdict.elapsed();
+            if silence > FAREWELL && !self.desk.has_more() && self.sessions.iter().all(Session::is_free) {
+                return Ok(None);
+            }
+            if silence > self.desk.setup.plan.patience {
                 let seconds = self.desk.setup.plan.patience.as_secs();
                 return Ok(Some(format!("the relay gave no verdict for {seconds} s")));
             }
