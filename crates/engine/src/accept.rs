@@ -188,7 +188,7 @@ impl Shard {
     }
 
     /// The pieces of a message whose own record's body is `content`: chunks first.
-    pub(crate) fn pieces(&self, record: &record::Message, content: &[Bytes]) -> SmallVec<[Piece; 4]> {
+    pub(crate) fn pieces(record: &record::Message, content: &[Bytes]) -> SmallVec<[Piece; 4]> {
         let chunked: u64 = record.content_size - content.iter().map(|piece| piece.len() as u64).sum::<u64>();
         let chunks = u64::from(record.chunks);
         let log = (0..chunks).map(|i| Piece::Log {

@@ -87,7 +87,7 @@ impl Shard {
                 let change = record::Change::decode(head)?;
                 self.replay_change(&change);
             }
-            Kind::Backoff => self.replay_backoff(record::Backoff::decode(head)?),
+            Kind::Backoff => self.replay_backoff(&record::Backoff::decode(head)?),
             Kind::Control => self.replay_control(&record::Control::decode(head)?)?,
         }
         Ok(())

@@ -148,7 +148,7 @@ impl Shard {
                         self.resolved(now, domain, resolution);
                     }
                     None => {
-                        self.effects.push_back(Effect::Resolve { domain, question: Question::Hosts(hosts) })
+                        self.effects.push_back(Effect::Resolve { domain, question: Question::Hosts(hosts) });
                     }
                 }
             }
@@ -211,7 +211,22 @@ impl Shard {
         self.append(NewRecord::riding(Kind::Backoff, |head| record.encode(head)));
     }
 
-    pub(crate) fn replay_backoff(&mut self, record: record::Backoff) {
+    /// Lanes and domains that wait as a whole, by the keys under which the log knows them.
+    pub(crate) fn backoffs(&self) -> Vec<(String, Backoff)> {
+        let lanes = self.queue.lanes().filter(|lane| lane.failures > 0).map(|lane| {
+            let until = lane.backoff_until.unwrap_or_default();
+            (lane.key.to_owned(), Backoff { failures: lane.failures, until, reply: lane.reply })
+        });
+        let domains = self.queue.domains().filter_map(|domain| {
+            let view = self.queue.domain(domain);
+            let until = view.backoff_until?;
+            let key = format!("{DNS_KEY}{}/{}", self.route_name(domain), view.name);
+            Some((key, Backoff { failures: view.failures, until, reply: view.reply }))
+        });
+        lanes.chain(domains).collect()
+    }
+
+    pub(crate) fn replay_backoff(&mut self, record: &record::Backoff) {
         let said = self.keep_said(&record.reply, "", false);
         let backoff = Backoff { failures: record.failures, until: record.until, reply: said.0 };
         match record.lane.strip_prefix(DNS_KEY) {

@@ -8,6 +8,7 @@
 
 mod accept;
 mod capture;
+mod checkpoint;
 mod effect;
 mod explain;
 mod fold;
@@ -22,6 +23,7 @@ mod report;
 mod shard;
 mod transaction;
 
+pub use checkpoint::{Part, Parts};
 pub use effect::{Capture, Effect, HostQuestion, JobId, Loaded, Question, Resolution, Stored};
 pub use fold::{Owner, owner};
 pub use intake::{Draft, Intake, Pieces, Refusal};

@@ -1,7 +1,7 @@
 //! The messages that wait, in as little memory as they allow.
 
 use crate::Pieces;
-use postrider_model::{MessageNo, Ordinal, Timestamp, record};
+use postrider_model::{MessageNo, Timestamp, record};
 use postrider_queue::RecipientSlot;
 use postrider_spool::Position;
 use rustc_hash::FxHashMap;
@@ -183,7 +183,7 @@ impl Messages {
     }
 
     /// The first message at or after a slot: for walks in steps.
-    pub(crate) fn from_slot(&self, start: u32) -> impl Iterator<Item = (MessageSlot, &Message)> {
+    pub(crate) fn starting_at(&self, start: u32) -> impl Iterator<Item = (MessageSlot, &Message)> {
         let end = u32::try_from(self.entries.capacity()).unwrap_or(NONE);
         (start..end)
             .filter_map(|slot| self.entries.get(slot as usize).map(|message| (MessageSlot(slot), message)))
@@ -193,13 +193,6 @@ impl Messages {
     pub(crate) fn slot_end(&self) -> u32 {
         u32::try_from(self.entries.capacity()).unwrap_or(NONE)
     }
-}
-
-/// The ordinals of recipients, as records name them.
-pub(crate) fn sorted(mut ordinals: record::Ordinals) -> record::Ordinals {
-    ordinals.sort_unstable();
-    let _: Option<&Ordinal> = ordinals.first();
-    ordinals
 }
 
 #[cfg(test)]

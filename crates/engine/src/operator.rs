@@ -14,7 +14,7 @@ use crate::shard::{Job, NewRecord, Shard};
 use postrider_model::codec::DecodeError;
 use postrider_model::record::{self, ChangeTo, Kind, Ordinals};
 use postrider_model::{EnhancedCode, MessageNo, Reply, Terminal, Timestamp};
-use postrider_queue::{Batch, DomainId, LaneId, RecipientSlot, Waiting};
+use postrider_queue::{Batch, LaneId, RecipientSlot, Waiting};
 use rustc_hash::FxHashSet;
 use std::collections::{BinaryHeap, VecDeque};
 use std::time::Duration;
@@ -47,6 +47,24 @@ pub(crate) struct Operator {
 }
 
 impl Operator {
+    /// A recipient is kept back by a suspension, not held.
+    pub(crate) fn has_stopped(&self, recipient: RecipientSlot) -> bool {
+        self.stopped.contains(&recipient)
+    }
+
+    /// Standing rules, for the checkpoint.
+    pub(crate) fn standing(&self) -> impl Iterator<Item = (u64, Timestamp, Act, Filter)> + '_ {
+        self.suspensions
+            .iter()
+            .map(|s| (s.number, s.at, Act::Suspend { reason: s.reason.clone() }, s.filter.clone()))
+    }
+
+    pub(crate) fn suspend(&mut self, number: u64, at: Timestamp, reason: String, filter: Filter) {
+        if !self.suspensions.iter().any(|known| known.number == number) {
+            self.suspensions.push(Suspension { number, at, reason, filter });
+        }
+    }
+
     /// A recipient is gone.
     pub(crate) fn forget(&mut self, recipient: RecipientSlot) {
         if !self.stopped.is_empty() {
@@ -214,7 +232,13 @@ impl Shard {
             return false;
         };
         let Some(mut walk) = self.operator.walks.remove(at) else { return false };
-        let more = self.step(now, &mut walk);
+        let mut more = true;
+        for _ in 0..READS_MAX {
+            more = more && self.step(now, &mut walk);
+            if !more || walk.reading >= READS_MAX || matches!(walk.pass, Pass::Gathering { .. }) {
+                break;
+            }
+        }
         if more {
             self.operator.walks.push_back(walk);
         } else {
@@ -227,16 +251,14 @@ impl Shard {
     fn step(&mut self, now: Timestamp, walk: &mut Walk) -> bool {
         match &mut walk.pass {
             Pass::Gathering { slot, lowest, overflowed } => {
-                let quick = Quick::new(self, now, &walk.filter);
+                let quick = Quick::new(now, &walk.filter);
                 let start = *slot;
-                let mut looked = 0;
                 let mut end = self.messages.slot_end();
-                for (at, message) in self.messages.from_slot(start) {
+                for (looked, (at, message)) in self.messages.starting_at(start).enumerate() {
                     if looked == STEP_MESSAGES_MAX {
                         end = at.0;
                         break;
                     }
-                    looked += 1;
                     let in_range =
                         walk.after.is_none_or(|after| message.number > after) && message.number <= walk.up_to;
                     if in_range && quick.matches_any(self, at) {
@@ -265,7 +287,8 @@ impl Shard {
                     if walk.reading > 0 {
                         // The answers to come go on with it.
                         walk.candidates.clear();
-                        self.wait_for_readings(walk);
+                        // It must not be stepped in vain meanwhile.
+                        walk.reading += READS_MAX;
                         return true;
                     }
                     if is_full || !overflowed {
@@ -296,12 +319,7 @@ impl Shard {
         }
     }
 
-    /// A walk that only waits for its readings must not be stepped in vain.
-    fn wait_for_readings(&mut self, walk: &mut Walk) {
-        walk.reading += READS_MAX;
-    }
-
-    pub(crate) fn loaded_for_operator(&mut self, now: Timestamp, reading: Reading, loaded: Option<Loaded>) {
+    pub(crate) fn loaded_for_operator(&mut self, now: Timestamp, reading: &Reading, loaded: Option<Loaded>) {
         let Some(at) = self.operator.walks.iter().position(|walk| walk.id == reading.walk) else { return };
         let Some(mut walk) = self.operator.walks.remove(at) else { return };
         if walk.reading > READS_MAX {
@@ -309,17 +327,17 @@ impl Shard {
         }
         walk.reading -= 1;
         let still_there = self.messages.get(reading.message).is_some_and(|m| m.number == reading.number);
-        if let (true, Some(loaded)) = (still_there, loaded) {
-            if let Ok(record) = record::Message::decode(&loaded.head) {
-                self.look(now, &mut walk, reading.message, &record);
-            }
+        if let (true, Some(loaded)) = (still_there, loaded)
+            && let Ok(record) = record::Message::decode(&loaded.head)
+        {
+            self.look(now, &mut walk, reading.message, &record);
         }
         self.operator.walks.push_back(walk);
     }
 
     /// Looks at the recipients of a message whose envelope is known.
     fn look(&mut self, now: Timestamp, walk: &mut Walk, slot: MessageSlot, record: &record::Message) {
-        let quick = Quick::new(self, now, &walk.filter);
+        let quick = Quick::new(now, &walk.filter);
         let recipients: Vec<_> = self.messages.recipients(slot).collect();
         let mut matching = Vec::new();
         for recipient in recipients {
@@ -413,7 +431,7 @@ impl Shard {
         let done = ActView { number, done: true, ..ActView::default() };
         match act {
             Act::Suspend { reason } => {
-                self.operator.suspensions.push(Suspension { number, at: now, reason, filter });
+                self.operator.suspend(number, now, reason, filter);
                 Response::Acted(done)
             }
             Act::Resume { number } => {
@@ -443,16 +461,16 @@ impl Shard {
         for id in &filter.ids {
             self.open_id(id)?;
         }
-        if let Some(state) = filter.state.as_deref() {
-            if !State::ALL.iter().any(|known| known.name() == state) {
-                return Err(format!("{state} is no state; there are ready, deferred, held and sending"));
-            }
+        if let Some(state) = filter.state.as_deref()
+            && !State::ALL.iter().any(|known| known.name() == state)
+        {
+            return Err(format!("{state} is no state; there are ready, deferred, held and sending"));
         }
-        if let Act::Move { route } = act {
-            if !self.snapshot.routes.iter().any(|known| &*known.name == route.as_str()) {
-                let names: Vec<_> = self.snapshot.routes.iter().map(|route| &*route.name).collect();
-                return Err(format!("There is no route {route}; there are {}", names.join(", ")));
-            }
+        if let Act::Move { route } = act
+            && !self.snapshot.routes.iter().any(|known| &*known.name == route.as_str())
+        {
+            let names: Vec<_> = self.snapshot.routes.iter().map(|route| &*route.name).collect();
+            return Err(format!("There is no route {route}; there are {}", names.join(", ")));
         }
         Ok(())
     }
@@ -579,7 +597,7 @@ impl Shard {
         let slot = MessageSlot(batch.message);
         batch.recipients.retain(|&mut recipient| {
             let stopped = suspensions.iter().any(|suspension| {
-                Quick::new(self, now, &suspension.filter).matches(self, slot, recipient)
+                Quick::new(now, &suspension.filter).matches(self, slot, recipient)
                     && self.matches_record(&suspension.filter, recipient, record)
             });
             if stopped {
@@ -697,7 +715,7 @@ impl Shard {
 
 /// A filter's part that memory can answer, made ready.
 struct Quick {
-    domains: Option<FxHashSet<DomainId>>,
+    domain: Option<String>,
     account: Option<String>,
     accepted_before: Option<Timestamp>,
     reply: Option<String>,
@@ -706,15 +724,9 @@ struct Quick {
 }
 
 impl Quick {
-    fn new(shard: &Shard, now: Timestamp, filter: &Filter) -> Self {
+    fn new(now: Timestamp, filter: &Filter) -> Self {
         Quick {
-            domains: filter.domain.as_deref().map(|pattern| {
-                let matches = |domain: &DomainId| {
-                    let name = shard.queue.domain(*domain).name;
-                    name.parse().is_ok_and(|name| domain_matches(pattern, &name))
-                };
-                shard.queue.domains().filter(matches).collect()
-            }),
+            domain: filter.domain.as_deref().map(str::to_ascii_lowercase),
             account: filter.account.clone(),
             accepted_before: filter.older_than_s.map(|s| now - Duration::from_secs(s)),
             reply: filter.reply.as_deref().map(str::to_lowercase),
@@ -734,7 +746,9 @@ impl Quick {
         let Some(entry) = shard.queue.recipient(recipient) else { return false };
         let said =
             || shard.replies.get(ReplyRef(entry.reply)).map(|said| said.reply.to_string().to_lowercase());
-        self.domains.as_ref().is_none_or(|domains| domains.contains(&entry.domain))
+        self.domain
+            .as_deref()
+            .is_none_or(|pattern| name_matches(pattern, shard.queue.domain(entry.domain).name))
             && self.account.as_deref().is_none_or(|account| shard.queue.flow_name(entry.flow) == account)
             && self.accepted_before.is_none_or(|before| {
                 shard.messages.get(slot).is_some_and(|message| message.accepted_at() <= before)
@@ -747,12 +761,20 @@ impl Quick {
     }
 }
 
+/// As [`domain_matches`], for the queue's names, which are normalised.
+fn name_matches(pattern: &str, name: &str) -> bool {
+    match pattern.strip_prefix('*') {
+        Some(suffix) => name.ends_with(suffix) && suffix.starts_with('.'),
+        None => name == pattern,
+    }
+}
+
 /// An act and its filter as the log keeps them.
-fn encode_act(act: &Act, filter: &Filter) -> Vec<u8> {
+pub(crate) fn encode_act(act: &Act, filter: &Filter) -> Vec<u8> {
     // Invariant: both are plain data, which JSON can always say.
     serde_json::to_vec(&(act, filter)).unwrap_or_default()
 }
 
-fn decode_act(bytes: &[u8]) -> Result<(Act, Filter), DecodeError> {
+pub(crate) fn decode_act(bytes: &[u8]) -> Result<(Act, Filter), DecodeError> {
     serde_json::from_slice(bytes).map_err(|_| DecodeError::Invalid("act"))
 }

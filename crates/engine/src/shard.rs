@@ -1,6 +1,7 @@
 //! One shard: its state, and the loop of effects and answers around it.
 
 use crate::Refusal;
+use crate::checkpoint::Checkpoint;
 use crate::effect::{Effect, JobId};
 use crate::fold::Fold;
 use crate::lanes::Lanes;
@@ -58,6 +59,7 @@ pub struct Shard {
     pub(crate) fresh_order: VecDeque<(MessageSlot, MessageNo)>,
     pub(crate) health: Health,
     pub(crate) fold: Fold,
+    pub(crate) checkpoint: Option<Box<Checkpoint>>,
     /// Streams that have begun and not ended, with the ticket of their first chunk.
     pub(crate) streams: FxHashMap<MessageNo, Ticket>,
     /// The ticket of the last draft that a session submitted, until the shell asks.
@@ -147,6 +149,7 @@ impl Shard {
             fresh_order: VecDeque::new(),
             health: Health::default(),
             fold: Fold::default(),
+            checkpoint: None,
             streams: FxHashMap::default(),
             submitted: None,
             next_number: u64::from(config.index),
@@ -203,8 +206,11 @@ impl Shard {
             }
             match self.queue.poll(now) {
                 Some(action) => self.act(now, action),
-                None if self.sweep(now) => {}
-                None => return None,
+                None => {
+                    // One step, so that sockets have their turn; `deadline` asks for the next.
+                    self.sweep(now);
+                    return self.effects.pop_front();
+                }
             }
         }
     }
@@ -331,6 +337,11 @@ impl Shard {
         let number = MessageNo(self.next_number);
         self.next_number += u64::from(self.shards);
         number
+    }
+
+    /// Every number below this one may have been given out.
+    pub(crate) fn numbers_taken(&self) -> u64 {
+        self.next_number
     }
 
     /// Numbers up to this one are taken.

@@ -156,7 +156,7 @@ impl Shard {
             self.append_then(mark, Pending::Mark { connection, transaction: id });
         }
         self.links.entry(connection).or_default().in_doubt += 1;
-        let pieces = self.pieces(&record, &content);
+        let pieces = Self::pieces(&record, &content);
         let transaction =
             Transaction { id, message: record.clone(), ordinals: ordinals.clone(), pieces, marked, attempts };
         let open =
@@ -213,10 +213,10 @@ impl Shard {
 
     /// A connection is gone: what it had goes back.
     pub(crate) fn unlink(&mut self, now: Timestamp, connection: ConnectionId) {
-        if let Some(Link { ready: Some(transaction), .. }) = self.links.remove(&connection) {
-            if let Some(open) = self.open.remove(&transaction.id) {
-                self.requeue(&open.recipients);
-            }
+        if let Some(Link { ready: Some(transaction), .. }) = self.links.remove(&connection)
+            && let Some(open) = self.open.remove(&transaction.id)
+        {
+            self.requeue(&open.recipients);
         }
         // A connection settles what it was given before it ends; what it did not is in doubt.
         let mut left: Vec<_> =
@@ -430,9 +430,14 @@ impl Shard {
                 self.effects.push_back(Effect::Content { connection, transaction, piece, content });
             }
             Some(Job::Report(report)) => self.loaded_for_report(now, *report, loaded),
-            Some(Job::Operator(reading)) => self.loaded_for_operator(now, reading, loaded),
+            Some(Job::Operator(reading)) => self.loaded_for_operator(now, &reading, loaded),
         }
     }
+}
+
+/// What stands for a reply that is not known any more.
+pub(crate) fn unknown() -> Reply {
+    Reply::ours(451, EnhancedCode(4, 4, 1), "The site did not answer")
 }
 
 /// What is said of a message that cannot be read back.

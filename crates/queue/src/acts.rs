@@ -247,6 +247,12 @@ impl Queue {
         self.wheel.take_dirty()
     }
 
+    /// Something in the bucket changed since [`Queue::take_dirty`].
+    #[must_use]
+    pub fn is_dirty(&self, bucket: Bucket) -> bool {
+        self.wheel.is_dirty(bucket)
+    }
+
     /// The bucket of a recipient: that of its due time, wherever it is now.
     #[must_use]
     pub fn bucket(&self, slot: RecipientSlot) -> Option<Bucket> {

@@ -109,6 +109,11 @@ pub(crate) fn to_seconds(time: Option<Timestamp>) -> u32 {
     time.map_or(0, |time| u32::try_from(time.as_micros().div_ceil(1_000_000).max(1)).unwrap_or(0))
 }
 
+/// What [`to_seconds`] made, read back.
+pub(crate) fn from_seconds(seconds: u32) -> Option<Timestamp> {
+    (seconds != 0).then(|| Timestamp::from_secs(u64::from(seconds)))
+}
+
 impl Node<0> for Entry {
     #[inline]
     fn links(&self) -> Links {

@@ -1,7 +1,7 @@
 //! What can be seen from outside, and why something waits.
 
 use crate::arena::NIL;
-use crate::entry::Place;
+use crate::entry::{Place, from_seconds};
 use crate::queue::{DomainId, FlowId, LaneId, Queue, RecipientSlot};
 use crate::settings::LaneLimits;
 use crate::table::Lane;
@@ -86,6 +86,10 @@ pub struct DomainView<'a> {
     pub waiting: u32,
     /// Resolutions in a row that came to nothing.
     pub failures: u16,
+    /// Until when it is not looked up again.
+    pub backoff_until: Option<Timestamp>,
+    /// The engine's number of what went wrong.
+    pub reply: u32,
     /// An operator suspended it.
     pub is_suspended: bool,
 }
@@ -107,6 +111,12 @@ pub struct RecipientView {
     pub due: Timestamp,
     /// Attempts made.
     pub attempts: u16,
+    /// When it is given up.
+    pub expires: Option<Timestamp>,
+    /// When a delay warning is due.
+    pub warn: Option<Timestamp>,
+    /// Size of the content in KiB.
+    pub size_kib: u16,
     /// The engine's number of the last reply.
     pub reply: u32,
     /// It is held.
@@ -191,6 +201,8 @@ impl Queue {
             recipients: entry.members,
             waiting: entry.waiting_count,
             failures: entry.failures,
+            backoff_until: (entry.failures > 0).then_some(entry.until),
+            reply: entry.reply,
             is_suspended: entry.is_suspended,
         }
     }
@@ -223,6 +235,9 @@ impl Queue {
             class: entry.class(),
             due: entry.due,
             attempts: entry.attempts,
+            expires: from_seconds(entry.expires_s),
+            warn: from_seconds(entry.warn_s),
+            size_kib: entry.size_kib,
             reply: entry.reply,
             is_held: entry.place == Place::Held,
             is_in_flight: entry.place == Place::InFlight,

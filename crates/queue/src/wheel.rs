@@ -88,6 +88,10 @@ impl Wheel {
         }
     }
 
+    pub(crate) fn is_dirty(&self, bucket: Bucket) -> bool {
+        self.spans.get(&bucket).is_some_and(|span| span.is_dirty)
+    }
+
     /// Parks a recipient until its wake time; false if that is over already.
     pub(crate) fn park(&mut self, entries: &mut Arena<Entry>, index: u32) -> bool {
         let wake = entries[index].wake();
