@@ -1,249 +1,204 @@
-//! The committer thread.
+//! The committer thread: one write and one sync per batch.
 
-use crate::files::{Disk, Files, Reader, Recovered};
+use crate::checkpoint::Checkpoints;
+use crate::desk::{CommitterHandle, Desk, Order, TICK, Work, weight};
+use crate::files::{Disk, Files, fault, write_all_at};
+use crate::open::Recovered;
+use crate::reader::Reader;
 use bytes::Bytes;
-use postrider_spool::{Append, Completion, Fault, Health, Log, Medium, Op, Position};
-use rustix::fs::{FallocateFlags, fallocate};
-use std::fs::{File, OpenOptions};
+use postrider_spool::{Log, Medium, Op, Prepare};
+use std::fs::File;
 use std::io::{self, IoSlice};
-use std::os::unix::fs::FileExt;
-use std::sync::atomic::{AtomicBool, AtomicU8, AtomicUsize, Ordering};
-use std::sync::{Arc, Condvar, Mutex, PoisonError};
+use std::sync::Arc;
+use std::sync::mpsc::{Receiver, Sender, channel};
 use std::thread::JoinHandle;
-use std::time::Duration;
+use std::time::Instant;
 
-const LINGER: Duration = Duration::from_millis(5);
-const RIDERS_MAX: usize = 64;
-const BACKLOG_MAX_BYTES: usize = 256 << 20;
-
-#[derive(Default)]
-struct Desk {
-    appends: Vec<Append>,
-    releases: Vec<Position>,
-    wake: bool,
-    stop: bool,
-}
-
-struct Inner {
-    desk: Mutex<Desk>,
-    bell: Condvar,
-    news: Vec<Mutex<Completion>>,
-    wakers: Vec<Mutex<Box<dyn Fn() + Send>>>,
-    has_news: Vec<AtomicBool>,
-    health: AtomicU8,
-    backlog: AtomicUsize,
-}
-
-#[derive(Clone)]
-pub struct CommitterHandle(Arc<Inner>);
-
+/// The running committer. Stop it to end with everything durable that was handed in.
+#[derive(Debug)]
 pub struct Committer {
     handle: CommitterHandle,
     reader: Reader,
-    thread: JoinHandle<()>,
+    checkpoints: Checkpoints,
+    threads: Vec<JoinHandle<()>>,
+    /// Held as long as the log is in use.
+    _lock: File,
 }
 
 impl Committer {
+    /// Starts the threads. Each shard's waker is called from the committer thread, once when there is news
+    /// for it, until it takes them; it must not block.
+    ///
+    /// # Errors
+    /// When a thread cannot be started.
     pub fn start(recovered: Recovered, wakers: Vec<Box<dyn Fn() + Send>>) -> io::Result<Self> {
-        let Recovered { files, mut log } = recovered;
-        for generation in log.generations() {
-            if let Some(segment) = log.segment_of(generation) {
-                files.generations.write().unwrap_or_else(PoisonError::into_inner).insert(generation, segment);
-            }
-        }
+        let Recovered { files, mut log, lock, checkpoints, report: _ } = recovered;
         log.settled();
-        let inner = Arc::new(Inner {
-            desk: Mutex::default(),
-            bell: Condvar::new(),
-            news: wakers.iter().map(|_| Mutex::default()).collect(),
-            has_news: wakers.iter().map(|_| AtomicBool::new(false)).collect(),
-            wakers: wakers.into_iter().map(Mutex::new).collect(),
-            health: AtomicU8::new(0),
-            backlog: AtomicUsize::new(0),
-        });
-        let handle = CommitterHandle(inner.clone());
-        let reader = Reader { files: files.clone() };
-        let thread =
-            std::thread::Builder::new().name("committer".into()).spawn(move || run(&inner, &files, log))?;
-        Ok(Committer { handle, reader, thread })
+        let desk = Arc::new(Desk::new(wakers));
+        desk.publish(log.health(), false, log.durable());
+        let handle = CommitterHandle(desk.clone());
+        let reader = Reader::new(files.clone());
+        let (to_helper, prepares) = channel();
+        let helper = {
+            let (files, desk) = (files.clone(), desk.clone());
+            std::thread::Builder::new()
+                .name("segments".into())
+                .spawn(move || prepare(&files, &desk, &prepares))?
+        };
+        let worker = Worker { desk, files, log, to_helper, in_flight_bytes: 0, slices: Vec::new() };
+        let main = std::thread::Builder::new().name("committer".into()).spawn(move || worker.run())?;
+        Ok(Self { handle, reader, checkpoints, threads: vec![main, helper], _lock: lock })
     }
 
+    /// For shards.
+    #[must_use]
     pub fn handle(&self) -> CommitterHandle {
         self.handle.clone()
     }
 
+    /// For whoever sends.
+    #[must_use]
     pub fn reader(&self) -> Reader {
         self.reader.clone()
     }
 
+    /// Where checkpoints are written.
+    #[must_use]
+    pub fn checkpoints(&self) -> &Checkpoints {
+        &self.checkpoints
+    }
+
+    /// Commits what was handed in, delivers the news, and ends.
     pub fn stop(self) {
-        self.handle.0.desk.lock().unwrap_or_else(PoisonError::into_inner).stop = true;
-        self.handle.0.bell.notify_one();
-        let _ = self.thread.join();
-    }
-}
-
-impl CommitterHandle {
-    pub fn submit(&self, appends: &mut Vec<Append>) {
-        let urgent = appends.iter().any(|append| append.urgent);
-        let bytes: usize = appends.iter().map(|append| append.head.len() + append.body_len()).sum();
-        self.0.backlog.fetch_add(bytes, Ordering::Relaxed);
-        let mut desk = self.0.desk.lock().unwrap_or_else(PoisonError::into_inner);
-        if desk.appends.is_empty() {
-            std::mem::swap(&mut desk.appends, appends);
-        } else {
-            desk.appends.append(appends);
-        }
-        let wake = (urgent || desk.appends.len() >= RIDERS_MAX) && !std::mem::replace(&mut desk.wake, true);
-        if !urgent && !wake && desk.appends.len() < RIDERS_MAX {
-            desk.wake = false;
-        }
-        drop(desk);
-        if wake {
-            self.0.bell.notify_one();
-        }
-    }
-
-    pub fn release(&self, positions: &mut Vec<Position>) {
-        self.0.desk.lock().unwrap_or_else(PoisonError::into_inner).releases.append(positions);
-    }
-
-    pub fn nudge(&self) {
-        let mut desk = self.0.desk.lock().unwrap_or_else(PoisonError::into_inner);
-        if !desk.appends.is_empty() && !std::mem::replace(&mut desk.wake, true) {
-            drop(desk);
-            self.0.bell.notify_one();
-        }
-    }
-
-    pub fn take_news(&self, shard: usize, into: &mut Completion) {
-        if self.0.has_news[shard].swap(false, Ordering::Acquire) {
-            let mut news = self.0.news[shard].lock().unwrap_or_else(PoisonError::into_inner);
-            into.merge(&mut news);
-        }
-    }
-
-    pub fn health(&self) -> Health {
-        match self.0.health.load(Ordering::Relaxed) {
-            0 => Health::Good,
-            1 => Health::Full,
-            _ => Health::Failing,
-        }
-    }
-
-    pub fn is_congested(&self) -> bool {
-        self.0.backlog.load(Ordering::Relaxed) > BACKLOG_MAX_BYTES
-    }
-}
-
-fn run(inner: &Inner, files: &Files, mut log: Log) {
-    let mut appends = Vec::new();
-    let mut releases = Vec::new();
-    loop {
-        let stop;
-        {
-            let mut desk = inner.desk.lock().unwrap_or_else(PoisonError::into_inner);
-            let mut late = false;
-            while !(desk.wake || desk.stop || late && !desk.appends.is_empty()) {
-                let (d, t) = inner.bell.wait_timeout(desk, LINGER).unwrap_or_else(PoisonError::into_inner);
-                (desk, late) = (d, t.timed_out());
-            }
-            desk.wake = false;
-            std::mem::swap(&mut desk.appends, &mut appends);
-            std::mem::swap(&mut desk.releases, &mut releases);
-            stop = desk.stop && appends.is_empty();
-        }
-        let bytes: usize = appends.iter().map(|append| append.head.len() + append.body_len()).sum();
-        for append in appends.drain(..) {
-            log.append(append);
-        }
-        for position in releases.drain(..) {
-            log.release(position);
-        }
-        perform(files, &mut log);
-        inner.backlog.fetch_sub(bytes, Ordering::Relaxed);
-        let health = match log.health() {
-            Health::Good => 0,
-            Health::Full => 1,
-            Health::Failing => 2,
-        };
-        inner.health.store(health, Ordering::Relaxed);
-        while let Some(mut completion) = log.poll_completion() {
-            let shard = usize::from(completion.shard).min(inner.news.len() - 1);
-            inner.news[shard].lock().unwrap_or_else(PoisonError::into_inner).merge(&mut completion);
-            if !inner.has_news[shard].swap(true, Ordering::Release) {
-                (inner.wakers[shard].lock().unwrap_or_else(PoisonError::into_inner))();
+        self.handle.0.stop();
+        for thread in self.threads {
+            if thread.join().is_err() {
+                tracing::error!("a thread of the log panicked");
             }
         }
-        if stop {
-            return;
-        }
     }
 }
 
-fn perform(files: &Files, log: &mut Log) {
-    while let Some(op) = log.poll() {
-        match op {
-            Op::Prepare(prepare) => {
-                let outcome = (|| -> io::Result<()> {
-                    let path = files.path(prepare.segment);
-                    let mut options = OpenOptions::new();
-                    options.read(true).write(true).create(prepare.create);
-                    let file = options.open(&path)?;
-                    if prepare.create {
-                        fallocate(&file, FallocateFlags::empty(), 0, u64::from(prepare.size))?;
-                    }
-                    file.write_all_at(&prepare.header.encode(), 0)?;
-                    file.sync_all()?;
-                    if prepare.create {
-                        File::open(&files.dir)?.sync_all()?;
-                    }
-                    Ok(())
-                })();
-                if outcome.is_ok() {
-                    files
-                        .generations
-                        .write()
-                        .unwrap_or_else(PoisonError::into_inner)
-                        .insert(prepare.header.generation, prepare.segment);
+/// Making segments ready takes milliseconds and must not hold a batch up.
+fn prepare(files: &Files, desk: &Desk, prepares: &Receiver<Prepare>) {
+    for prepare in prepares {
+        let outcome = files.prepare(&prepare);
+        if let Err(error) = &outcome {
+            tracing::error!(segment = prepare.segment, %error, "a segment cannot be prepared");
+        }
+        desk.order(Order::Prepared(prepare.segment, outcome.map_err(|error| fault(&error))));
+    }
+}
+
+struct Worker {
+    desk: Arc<Desk>,
+    files: Arc<Files>,
+    log: Log,
+    to_helper: Sender<Prepare>,
+    in_flight_bytes: usize,
+    /// Room for one batch's slices, kept from batch to batch.
+    slices: Vec<IoSlice<'static>>,
+}
+
+impl Worker {
+    fn run(mut self) {
+        let mut work = Work::default();
+        let mut busy = true;
+        let mut last_tick = Instant::now();
+        loop {
+            self.desk.take(&mut work, busy);
+            if last_tick.elapsed() >= TICK {
+                last_tick = Instant::now();
+                self.log.tick();
+            }
+            self.in_flight_bytes += work.appends.iter().map(weight).sum::<usize>();
+            for append in work.appends.drain(..) {
+                self.log.append(append);
+            }
+            for position in work.releases.drain(..) {
+                self.log.release(position);
+            }
+            for order in work.orders.drain(..) {
+                self.obey(order);
+            }
+            busy = self.work();
+            self.deliver();
+            let stuck = !busy && !self.log.is_preparing();
+            if work.stop && (stuck || self.log.pending_len() == 0) {
+                return;
+            }
+        }
+    }
+
+    /// Operations until a batch is through or there is nothing to do. True: there may be more.
+    fn work(&mut self) -> bool {
+        while let Some(op) = self.log.poll() {
+            match op {
+                Op::Prepare(prepare) => {
+                    // The helper ends only after this thread.
+                    let _ = self.to_helper.send(prepare);
                 }
-                log.prepared(prepare.segment, outcome.map_err(|error| fault(&error)));
+                Op::Write(write) => {
+                    let mut slices = recycle(std::mem::take(&mut self.slices));
+                    slices.extend(write.slices().map(IoSlice::new));
+                    let file = self.files.file(write.segment);
+                    let outcome =
+                        file.and_then(|file| write_all_at(&file, &mut slices, u64::from(write.offset)));
+                    slices.clear();
+                    self.slices = recycle(slices);
+                    if let Err(error) = &outcome {
+                        tracing::error!(%error, "a batch cannot be written");
+                    }
+                    self.log.written(outcome.map_err(|error| fault(&error)));
+                }
+                Op::Sync { segment } => {
+                    let outcome = self.files.file(segment).and_then(|file| file.sync_data());
+                    if let Err(error) = &outcome {
+                        tracing::error!(segment, %error, "a sync failed; the segment is given up");
+                    }
+                    self.log.synced(outcome.map_err(|error| fault(&error)));
+                    return true;
+                }
+                Op::Read { segment, offset, length } => {
+                    let mut bytes = vec![0; length as usize];
+                    let outcome = Disk(&self.files).read_at(segment, offset, &mut bytes);
+                    self.log.read(outcome.map(|()| Bytes::from(bytes)));
+                    return true;
+                }
             }
-            Op::Write(write) => {
-                let outcome = files.file(write.segment).and_then(|file| {
-                    let slices: Vec<&[u8]> = write.slices().collect();
-                    write_all(&file, &slices, u64::from(write.offset))
-                });
-                log.written(outcome.map_err(|error| fault(&error)));
+        }
+        false
+    }
+
+    fn deliver(&mut self) {
+        while let Some(mut completion) = self.log.poll_completion() {
+            self.desk.deliver(&mut completion);
+        }
+        if self.log.pending_len() == 0 {
+            self.desk.shrink_backlog(std::mem::take(&mut self.in_flight_bytes));
+        }
+        self.desk.publish(self.log.health(), self.log.checkpoint_due(), self.log.durable());
+    }
+
+    fn obey(&mut self, order: Order) {
+        match order {
+            Order::Prepared(segment, outcome) => self.log.prepared(segment, outcome),
+            Order::BeginCheckpoint(answer) => {
+                // Everything before the start is delivered before anybody captures a state.
+                self.deliver();
+                let _ = answer.send(self.log.begin_checkpoint());
             }
-            Op::Sync { segment } => {
-                let outcome = files.file(segment).and_then(|file| file.sync_data());
-                log.synced(outcome.map_err(|error| fault(&error)));
-            }
-            Op::Read { segment, offset, length } => {
-                let mut bytes = vec![0; length as usize];
-                let outcome = Disk(files).read_at(segment, offset, &mut bytes);
-                log.read(outcome.map(|()| Bytes::from(bytes)));
+            Order::Checkpointed(from) => self.log.checkpointed(from),
+            Order::CheckpointFailed => self.log.checkpoint_failed(),
+            Order::Journaled(lsn) => self.log.journaled(lsn),
+            Order::Stats(answer) => {
+                let _ = answer.send(self.log.stats());
             }
         }
     }
 }
 
-fn write_all(file: &File, slices: &[&[u8]], mut offset: u64) -> io::Result<()> {
-    let mut io: Vec<IoSlice<'_>> = slices.iter().map(|slice| IoSlice::new(slice)).collect();
-    let mut rest = &mut io[..];
-    while !rest.is_empty() {
-        let n = rest.len().min(1024);
-        let written = rustix::io::pwritev(file, &rest[..n], offset)?;
-        offset += written as u64;
-        IoSlice::advance_slices(&mut rest, written);
-    }
-    Ok(())
-}
-
-fn fault(error: &io::Error) -> Fault {
-    match error.raw_os_error() {
-        Some(28 | 122) => Fault::Full,
-        _ => Fault::Io,
-    }
+/// An empty list of slices for another borrow, in the same memory.
+fn recycle<'a>(slices: Vec<IoSlice<'_>>) -> Vec<IoSlice<'a>> {
+    slices.into_iter().map(|_| IoSlice::new(&[])).collect()
 }

@@ -1,40 +1,52 @@
-//! Segment files, read and written by offset.
+//! Segment files: their names, their handles, and which filling each holds.
 
-use bytes::Bytes;
-use postrider_spool::{
-    Fault, Generation, Lsn, Medium, Position, RecordError, Recovery, SegmentFile, Settings, read_record,
-};
+use postrider_spool::{Fault, Generation, Medium, Position, Prepare, SegmentFile};
 use rustc_hash::FxHashMap;
+use rustix::fs::{FallocateFlags, fallocate};
+use rustix::io::{Errno, ReadWriteFlags};
 use std::fs::{File, OpenOptions};
-use std::io;
+use std::io::{self, IoSlice, IoSliceMut};
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, PoisonError, RwLock};
 
-#[derive(Debug, thiserror::Error)]
-pub enum OpenError {
-    #[error("{path}: {error}")]
-    Io { path: PathBuf, error: io::Error },
-}
+/// The most slices one system call takes (IOV_MAX).
+const SLICES_MAX: usize = 1024;
+const ZEROS_BYTES: usize = 1 << 20;
 
-#[derive(Debug, thiserror::Error)]
-pub enum ReadError {
-    #[error("the record's segment has been used again")]
-    Gone,
-    #[error(transparent)]
-    Record(#[from] RecordError),
-}
-
+/// All segment files of one directory, shared by the committer and the readers.
+#[derive(Debug)]
 pub(crate) struct Files {
-    pub(crate) dir: PathBuf,
-    pub(crate) open: RwLock<FxHashMap<u32, Arc<File>>>,
-    pub(crate) generations: RwLock<FxHashMap<Generation, u32>>,
-    pub(crate) salt: std::sync::atomic::AtomicU64,
+    dir: PathBuf,
+    pub(crate) salt: u64,
+    open: RwLock<FxHashMap<u32, Arc<File>>>,
+    /// Which file holds a filling, for readers.
+    fillings: RwLock<FxHashMap<Generation, u32>>,
 }
 
 impl Files {
+    pub(crate) fn new(dir: &Path, salt: u64) -> Self {
+        Self { dir: dir.to_owned(), salt, open: RwLock::default(), fillings: RwLock::default() }
+    }
+
     pub(crate) fn path(&self, segment: u32) -> PathBuf {
         self.dir.join(format!("segment-{segment:06}"))
+    }
+
+    /// The segment files that are there.
+    pub(crate) fn list(&self) -> io::Result<Vec<SegmentFile>> {
+        let mut segments = Vec::new();
+        for entry in std::fs::read_dir(&self.dir)? {
+            let entry = entry?;
+            let name = entry.file_name();
+            let number = name.to_str().and_then(|name| name.strip_prefix("segment-"));
+            if let Some(index) = number.and_then(|number| number.parse().ok()) {
+                let size = u32::try_from(entry.metadata()?.len()).unwrap_or(u32::MAX);
+                segments.push(SegmentFile { index, size });
+            }
+        }
+        segments.sort_by_key(|segment| segment.index);
+        Ok(segments)
     }
 
     pub(crate) fn file(&self, segment: u32) -> io::Result<Arc<File>> {
@@ -45,8 +57,99 @@ impl Files {
         self.open.write().unwrap_or_else(PoisonError::into_inner).insert(segment, file.clone());
         Ok(file)
     }
+
+    pub(crate) fn set_filling(&self, generation: Generation, segment: u32) {
+        let mut fillings = self.fillings.write().unwrap_or_else(PoisonError::into_inner);
+        fillings.retain(|_, of| *of != segment);
+        fillings.insert(generation, segment);
+    }
+
+    pub(crate) fn segment_of(&self, position: Position) -> Option<u32> {
+        let fillings = self.fillings.read().unwrap_or_else(PoisonError::into_inner);
+        fillings.get(&position.generation()).copied()
+    }
+
+    /// Makes a segment ready and durable: file, room, header, directory entry.
+    pub(crate) fn prepare(&self, prepare: &Prepare) -> io::Result<()> {
+        if prepare.create {
+            self.open.write().unwrap_or_else(PoisonError::into_inner).remove(&prepare.segment);
+            let path = self.path(prepare.segment);
+            match std::fs::remove_file(&path) {
+                Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+                _ => {}
+            }
+            let file = OpenOptions::new().read(true).write(true).create_new(true).open(&path)?;
+            if let Err(error) = allocate(&file, u64::from(prepare.size)) {
+                // Room that is not enough for a segment is of use to others.
+                let _ = std::fs::remove_file(&path);
+                return Err(error);
+            }
+        }
+        let file = self.file(prepare.segment)?;
+        self.set_filling(prepare.header.generation, prepare.segment);
+        file.write_all_at(&prepare.header.encode(), 0)?;
+        if prepare.create {
+            file.sync_all()?;
+            sync_directory(&self.dir)
+        } else {
+            file.sync_data()
+        }
+    }
 }
 
+/// Makes the directory's entries durable.
+pub(crate) fn sync_directory(dir: &Path) -> io::Result<()> {
+    File::open(dir)?.sync_all()
+}
+
+/// Room for the whole file. Where the file system cannot reserve it, it is written.
+fn allocate(file: &File, size: u64) -> io::Result<()> {
+    loop {
+        return match fallocate(file, FallocateFlags::empty(), 0, size) {
+            Ok(()) => Ok(()),
+            Err(Errno::INTR) => continue,
+            Err(Errno::OPNOTSUPP | Errno::NOSYS | Errno::INVAL) => {
+                let zeros = vec![0; ZEROS_BYTES];
+                let mut at = 0;
+                while at < size {
+                    let length = zeros.len().min(usize::try_from(size - at).unwrap_or(usize::MAX));
+                    file.write_all_at(&zeros[..length], at)?;
+                    at += length as u64;
+                }
+                Ok(())
+            }
+            Err(error) => Err(error.into()),
+        };
+    }
+}
+
+/// Writes all slices, one system call for each thousand of them.
+pub(crate) fn write_all_at(file: &File, slices: &mut [IoSlice<'_>], mut offset: u64) -> io::Result<()> {
+    let mut rest = slices;
+    while !rest.is_empty() {
+        let count = rest.len().min(SLICES_MAX);
+        match rustix::io::pwritev(file, &rest[..count], offset) {
+            Ok(0) => return Err(io::ErrorKind::WriteZero.into()),
+            Ok(written) => {
+                offset += written as u64;
+                IoSlice::advance_slices(&mut rest, written);
+            }
+            Err(Errno::INTR) => {}
+            Err(error) => return Err(error.into()),
+        }
+    }
+    Ok(())
+}
+
+/// What the log is told of an error.
+pub(crate) fn fault(error: &io::Error) -> Fault {
+    match error.kind() {
+        io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => Fault::Full,
+        _ => Fault::Io,
+    }
+}
+
+/// Reads segments, waiting for the device where it must.
 pub(crate) struct Disk<'a>(pub(crate) &'a Files);
 
 impl Medium for Disk<'_> {
@@ -68,109 +171,26 @@ impl Medium for Disk<'_> {
     }
 }
 
-/// A log directory before its past is read.
-pub struct Opened {
-    files: Arc<Files>,
-    segments: Vec<SegmentFile>,
-    settings: Settings,
-    salt: u64,
-}
+/// Reads segments only as far as they are in memory.
+pub(crate) struct PageCache<'a>(pub(crate) &'a Files);
 
-pub struct ReplayedRecord<'a> {
-    pub lsn: Lsn,
-    pub kind: u8,
-    pub head: &'a [u8],
-    pub position: Option<Position>,
-    pub copied: bool,
-}
-
-/// A log whose past is read.
-pub struct Recovered {
-    pub(crate) files: Arc<Files>,
-    pub(crate) log: postrider_spool::Log,
-}
-
-pub fn open(dir: &Path, segment_size_bytes: u32, salt: u64) -> Result<Opened, OpenError> {
-    let fail = |error| OpenError::Io { path: dir.to_owned(), error };
-    std::fs::create_dir_all(dir).map_err(fail)?;
-    let files = Arc::new(Files {
-        dir: dir.to_owned(),
-        open: RwLock::default(),
-        generations: RwLock::default(),
-        salt: std::sync::atomic::AtomicU64::new(0),
-    });
-    let mut segments = Vec::new();
-    for entry in std::fs::read_dir(dir).map_err(fail)? {
-        let entry = entry.map_err(fail)?;
-        let name = entry.file_name();
-        let index = name.to_str().and_then(|name| name.strip_prefix("segment-")).and_then(|n| n.parse().ok());
-        if let Some(index) = index {
-            let size = u32::try_from(entry.metadata().map_err(fail)?.len()).unwrap_or(u32::MAX);
-            segments.push(SegmentFile { index, size });
+impl Medium for PageCache<'_> {
+    fn read_at(&mut self, segment: u32, offset: u32, buffer: &mut [u8]) -> Result<(), Fault> {
+        let file = self.0.file(segment).map_err(|_| Fault::Io)?;
+        let mut done = 0;
+        while done < buffer.len() {
+            let at = u64::from(offset) + done as u64;
+            let slices = &mut [IoSliceMut::new(&mut buffer[done..])];
+            match rustix::io::preadv2(&*file, slices, at, ReadWriteFlags::NOWAIT) {
+                Ok(0) => {
+                    buffer[done..].fill(0);
+                    return Ok(());
+                }
+                Ok(n) => done += n,
+                Err(Errno::INTR) => {}
+                Err(_) => return Err(Fault::Io),
+            }
         }
-    }
-    segments.sort_by_key(|segment| segment.index);
-    let mut settings = Settings::default();
-    if segment_size_bytes > 0 {
-        settings.segment_size_bytes = segment_size_bytes;
-    }
-    Ok(Opened { files, segments, settings, salt })
-}
-
-impl Opened {
-    pub fn replay(self, mut take: impl FnMut(&ReplayedRecord<'_>)) -> Result<Recovered, OpenError> {
-        let mut disk = Disk(&self.files);
-        let mut recovery = Recovery::new(&self.segments, &mut disk, Lsn(1), self.salt);
-        while let Some(r) = recovery.next(&mut disk) {
-            take(&ReplayedRecord {
-                lsn: r.lsn,
-                kind: r.kind,
-                head: r.head,
-                position: r.position,
-                copied: r.copied,
-            });
-        }
-        if let Some(tail) = recovery.tail() {
-            let fail = |error| OpenError::Io { path: self.files.path(tail), error };
-            self.files.file(tail).and_then(|file| file.sync_data()).map_err(fail)?;
-        }
-        for damage in &recovery.report().damages {
-            tracing::error!(?damage, "the log is damaged; what could not be read was set aside");
-        }
-        let log = postrider_spool::Log::recovered(self.settings, recovery.finish());
-        self.files.salt.store(log.salt(), std::sync::atomic::Ordering::Relaxed);
-        Ok(Recovered { files: self.files, log })
-    }
-}
-
-impl Recovered {
-    pub fn retain(&mut self, position: Position) {
-        self.log.retain(position);
-    }
-}
-
-/// Reads records back.
-#[derive(Clone)]
-pub struct Reader {
-    pub(crate) files: Arc<Files>,
-}
-
-pub struct ReadRecord {
-    pub head: Bytes,
-    pub body: Bytes,
-}
-
-impl Reader {
-    pub fn read(&self, position: Position) -> Result<ReadRecord, ReadError> {
-        let generations = self.files.generations.read().unwrap_or_else(PoisonError::into_inner);
-        let segment = *generations.get(&position.generation()).ok_or(ReadError::Gone)?;
-        drop(generations);
-        let salt = self.files.salt.load(std::sync::atomic::Ordering::Relaxed);
-        let record = read_record(&mut Disk(&self.files), segment, salt, position, true)?;
-        Ok(ReadRecord { head: record.head.into(), body: record.body.into() })
-    }
-
-    pub fn read_cached(&self, position: Position) -> Option<ReadRecord> {
-        self.read(position).ok()
+        Ok(())
     }
 }

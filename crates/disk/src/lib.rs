@@ -1,11 +1,41 @@
 //! The shell of the log: runs the spool's operations on files.
 //!
-//! **For:** the committer thread, which is the only one that writes the log; reading records back; recovery.
-//! **Promises:** one write and one sync per batch; a shard is woken once per batch.
-//! **Never:** a look into a record.
+//! **For:** the committer thread, which alone writes the log; reading records back; opening a data
+//! directory; checkpoints.
+//! **Promises:** one vectored write and one sync per batch, on one thread; each shard is woken at most once
+//! per batch; no error of the operating system ever looks like success; one process per directory.
+//! **Never:** a look into a record, or a decision: those are `spool`'s.
+//!
+//! ```
+//! use postrider_disk::{Committer, open};
+//! use postrider_spool::{Append, Completion, Ticket};
+//!
+//! let dir = tempfile::tempdir()?;
+//! let recovered = open(dir.path(), 1 << 20, 0x5eed)?.replay(|record| println!("{record:?}"))?;
+//! let (sender, woken) = std::sync::mpsc::channel();
+//! let committer = Committer::start(recovered, vec![Box::new(move || sender.send(()).unwrap_or(()))])?;
+//! let message = Append { ticket: Ticket(1), head: b"envelope".to_vec(), urgent: true, ..Append::default() };
+//! committer.handle().submit(&mut vec![message]);
+//! let mut news = Completion::default();
+//! while news.durable.is_none() {
+//!     woken.recv()?;
+//!     committer.handle().take_news(0, &mut news);
+//! }
+//! assert_eq!(news.durable.map(|durable| durable.up_to()), Some(Ticket(1)));
+//! committer.stop();
+//! # Ok::<(), Box<dyn std::error::Error>>(())
+//! ```
 
+mod checkpoint;
 mod committer;
+mod desk;
 mod files;
+mod open;
+mod reader;
 
-pub use committer::{Committer, CommitterHandle};
-pub use files::{OpenError, Opened, ReadError, Reader, Recovered, ReplayedRecord, open};
+pub use checkpoint::{Checkpoints, Manifest, Part, PartError};
+pub use committer::Committer;
+pub use desk::CommitterHandle;
+pub use open::{OpenError, Opened, Recovered, open, open_with};
+pub use postrider_spool::{Record, RecordError as ReadError, Replayed as ReplayedRecord};
+pub use reader::Reader;

@@ -50,6 +50,6 @@ pub use format::{BATCH_BYTES_MAX, FIRST_BATCH, SECTOR_BYTES, SEGMENT_HEADER_BYTE
 pub use log::{Log, RESERVED_SEGMENTS, SEGMENT_SIZE_MIN_BYTES, Settings};
 pub use op::{Op, Outcome, Prepare, Write};
 pub use position::{GENERATION_MAX, Generation, Lsn, Position, SEGMENT_SIZE_MAX_BYTES, Ticket};
-pub use record::{Record, RecordError, read_record};
+pub use record::{Record, RecordError, read_body_range, read_record};
 pub use recovery::{DAMAGES_MAX, Damage, Recovered, Recovery, Report, SegmentFile};
 pub use scan::{Medium, Replayed};

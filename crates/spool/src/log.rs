@@ -279,6 +279,17 @@ impl Log {
         self.segments.index_of(generation)
     }
 
+    /// Which file holds which filling.
+    pub fn fillings(&self) -> impl Iterator<Item = (Generation, u32)> + '_ {
+        self.segments.iter().filter(|s| s.generation != 0).map(|s| (s.generation, s.index))
+    }
+
+    /// A segment is being made ready.
+    #[must_use]
+    pub fn is_preparing(&self) -> bool {
+        self.preparing.is_some() || matches!(self.stage, Stage::Heading(_))
+    }
+
     /// What all checksums start from.
     #[must_use]
     pub fn salt(&self) -> u64 {

@@ -5,6 +5,7 @@ use crate::format::{BATCH_BYTES_MAX, RECORD_HEADER_BYTES, RecordHeader, Seed, cr
 use crate::position::Position;
 use crate::scan::Medium;
 use bytes::Bytes;
+use std::ops::Range;
 
 /// Octets read at first: most headers and heads fit.
 const FIRST_READ_BYTES: u32 = 2048;
@@ -55,22 +56,8 @@ pub fn read_record(
     position: Position,
     with_body: bool,
 ) -> Result<Record, RecordError> {
+    let (bytes, header) = read_head(medium, segment, salt, position)?;
     let seed = Seed::new(salt, position.generation());
-    let offset = position.offset();
-    let mut bytes = vec![0; FIRST_READ_BYTES as usize];
-    medium.read_at(segment, offset, &mut bytes)?;
-    let header = RecordHeader::peek(&bytes).ok_or(RecordError::Damaged)?;
-    let span = header.span();
-    if span > BATCH_BYTES_MAX || header.body > BATCH_BYTES_MAX {
-        return Err(RecordError::Damaged);
-    }
-    if span as usize > bytes.len() {
-        bytes.resize(span as usize, 0);
-        medium.read_at(segment, offset, &mut bytes)?;
-    }
-    if !header.verifies(&bytes, seed, offset) {
-        return Err(RecordError::Damaged);
-    }
     let start = RECORD_HEADER_BYTES as usize;
     let mut record = Record {
         kind: header.kind,
@@ -88,4 +75,50 @@ pub fn read_record(
         record.body = body.into();
     }
     Ok(record)
+}
+
+/// Reads a part of the body of the record at `position`. The checksum covers the whole body, so a part is not
+/// verified; the record's header is.
+///
+/// # Errors
+/// As [`read_record`]; `Damaged` also when the range lies outside.
+pub fn read_body_range(
+    medium: &mut impl Medium,
+    segment: u32,
+    salt: u64,
+    position: Position,
+    range: Range<u32>,
+) -> Result<Bytes, RecordError> {
+    let (_, header) = read_head(medium, segment, salt, position)?;
+    if range.start > range.end || range.end > header.body {
+        return Err(RecordError::Damaged);
+    }
+    let mut part = vec![0; (range.end - range.start) as usize];
+    medium.read_at(segment, header.body_at + range.start, &mut part)?;
+    Ok(part.into())
+}
+
+fn read_head(
+    medium: &mut impl Medium,
+    segment: u32,
+    salt: u64,
+    position: Position,
+) -> Result<(Vec<u8>, RecordHeader), RecordError> {
+    let seed = Seed::new(salt, position.generation());
+    let offset = position.offset();
+    let mut bytes = vec![0; FIRST_READ_BYTES as usize];
+    medium.read_at(segment, offset, &mut bytes)?;
+    let header = RecordHeader::peek(&bytes).ok_or(RecordError::Damaged)?;
+    let span = header.span();
+    if span > BATCH_BYTES_MAX || header.body > BATCH_BYTES_MAX {
+        return Err(RecordError::Damaged);
+    }
+    if span as usize > bytes.len() {
+        bytes.resize(span as usize, 0);
+        medium.read_at(segment, offset, &mut bytes)?;
+    }
+    if !header.verifies(&bytes, seed, offset) {
+        return Err(RecordError::Damaged);
+    }
+    Ok((bytes, header))
 }
