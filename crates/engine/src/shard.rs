@@ -66,6 +66,7 @@ pub struct Shard {
     pub(crate) submitted: Option<Ticket>,
     next_number: u64,
     next_ticket: u64,
+    durable: Ticket,
     next_job: u64,
     pub(crate) next_transaction: u64,
     appends: Vec<Append>,
@@ -154,6 +155,7 @@ impl Shard {
             submitted: None,
             next_number: u64::from(config.index),
             next_ticket: 1,
+            durable: Ticket(0),
             next_job: 1,
             next_transaction: 1,
             appends: Vec::new(),
@@ -245,6 +247,7 @@ impl Shard {
         let mut placed = completion.placed.iter().copied().peekable();
         let durable = completion.durable;
         let up_to = durable.map_or(Ticket(0), Durable::up_to);
+        self.durable = self.durable.max(up_to);
         while self.pending.front().is_some_and(|(ticket, _)| *ticket <= up_to) {
             let Some((ticket, pending)) = self.pending.pop_front() else { break };
             while placed.next_if(|(of, _)| *of < ticket).is_some() {}
@@ -318,6 +321,12 @@ impl Shard {
         if !positions.is_empty() {
             self.pending.push_back((ticket, Pending::Dead(positions)));
         }
+    }
+
+    /// Everything up to this ticket is durable, or was reported lost.
+    #[must_use]
+    pub fn is_durable(&self, ticket: Ticket) -> bool {
+        ticket <= self.durable
     }
 
     /// The last ticket given out.

@@ -13,7 +13,7 @@ use crate::workers::Work;
 use mio::event::{Event, Source};
 use mio::{Events, Poll, Token};
 use postrider_disk::{CommitterHandle, Reader};
-use postrider_engine::{ConnectionId, Effect, Health, JobId, QuestionId, Shard};
+use postrider_engine::{ConnectionId, Effect, Health, JobId, Parts as CheckpointParts, QuestionId, Shard};
 use postrider_model::Timestamp;
 use postrider_net::{ClientTls, Listener};
 use postrider_queue::LaneId;
@@ -22,6 +22,7 @@ use rustc_hash::FxHashMap;
 use slab::Slab;
 use std::collections::VecDeque;
 use std::sync::Arc;
+use std::sync::mpsc::Sender;
 use std::time::Duration;
 
 /// The inbox's bell.
@@ -67,6 +68,8 @@ pub(crate) struct EventLoop {
     pub(crate) draining: bool,
     pub(crate) accept_again: Option<Timestamp>,
     stop_at: Option<Timestamp>,
+    /// A checkpoint under way: its parts, once they are whole, and who waits for them.
+    checkpoint: Option<(Option<CheckpointParts>, Sender<CheckpointParts>)>,
     questions: FxHashMap<QuestionId, Reply>,
     letters: Vec<Letter>,
     appends: Vec<Append>,
@@ -120,6 +123,7 @@ impl EventLoop {
             draining: false,
             accept_again: None,
             stop_at: None,
+            checkpoint: None,
             questions: FxHashMap::default(),
             letters: Vec::new(),
             appends: Vec::new(),
@@ -178,7 +182,18 @@ impl EventLoop {
             let Some(effect) = self.shard.poll(now) else { break };
             self.perform(now, effect);
         }
+        self.checkpoint();
         self.flush_log();
+    }
+
+    /// One step of a checkpoint. Its parts are handed over only when the log has everything they reflect.
+    fn checkpoint(&mut self) {
+        let Some((parts, reply)) = self.checkpoint.take() else { return };
+        match parts.or_else(|| self.shard.checkpoint_step()) {
+            // Nobody waits any more if the relay stops.
+            Some(parts) if self.shard.is_durable(parts.after) => drop(reply.send(parts)),
+            parts => self.checkpoint = Some((parts, reply)),
+        }
     }
 
     fn flush_log(&mut self) {
@@ -301,6 +316,12 @@ impl EventLoop {
                 self.shard.reload(now, loadout.snapshot.clone());
                 self.loadout = loadout;
             }
+            Letter::Checkpoint(reply) => {
+                // What the log called durable by now must be in it.
+                self.take_news(now);
+                self.shard.begin_checkpoint();
+                self.checkpoint = Some((None, reply));
+            }
             Letter::Moved(moved) => self.shard.moved(&moved),
             Letter::Drain(at) => {
                 self.draining = true;
@@ -340,7 +361,8 @@ impl EventLoop {
 
     fn deadline(&self) -> Option<Timestamp> {
         let engine = if self.draining { None } else { self.shard.deadline() };
-        [engine, self.timers.next(), self.accept_again, self.stop_at].into_iter().flatten().min()
+        let checkpoint = self.shard.is_checkpointing().then(Timestamp::default);
+        [engine, checkpoint, self.timers.next(), self.accept_again, self.stop_at].into_iter().flatten().min()
     }
 
     fn may_stop(&self, now: Timestamp) -> bool {

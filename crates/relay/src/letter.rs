@@ -3,11 +3,12 @@
 use crate::config::Loadout;
 use postrider_auth::Verdict;
 use postrider_engine::operate::{Request, Response};
-use postrider_engine::{JobId, Loaded, Resolution};
+use postrider_engine::{JobId, Loaded, Parts, Resolution};
 use postrider_model::Timestamp;
 use postrider_queue::{DomainId, LaneId};
 use postrider_spool::Moved;
 use std::sync::Arc;
+use std::sync::mpsc::Sender;
 
 /// Takes one shard's part of an answer.
 pub(crate) type Reply = Box<dyn FnOnce(Response) + Send>;
@@ -27,6 +28,8 @@ pub(crate) enum Letter {
     Ask { number: u64, request: Request, reply: Reply },
     /// A new configuration.
     Reload(Arc<Loadout>),
+    /// Write down the shard's state for a checkpoint.
+    Checkpoint(Sender<Parts>),
     /// A record of this shard was copied forward.
     Moved(Moved),
     /// Take no more sessions, end what goes on, and stop at the latest at this time.

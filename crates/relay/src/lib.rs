@@ -22,6 +22,7 @@
 //! ```
 
 mod broker;
+mod checkpointer;
 mod clock;
 mod config;
 mod event_loop;

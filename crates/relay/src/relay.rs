@@ -1,5 +1,6 @@
 //! A relay as a whole: start, ask, change, stop.
 
+use crate::checkpointer::Checkpointer;
 use crate::clock::Clock;
 use crate::config::Loadout;
 use crate::event_loop::{EventLoop, LISTENERS_MAX, Listening, Parts, WAKER};
@@ -103,7 +104,7 @@ pub struct Relay {
     auth_secret: [u8; 32],
     acts: AtomicU64,
     threads: Mutex<Vec<JoinHandle<()>>>,
-    log: Mutex<Option<Committer>>,
+    log: Mutex<Option<(Committer, Checkpointer)>>,
 }
 
 impl Relay {
@@ -147,8 +148,8 @@ impl Relay {
         let client_tls = ClientTls::new(&authorities)?;
 
         let cipher = IdCipher::new(instance.id_key);
-        let mut engines: Vec<Shard> = (0..shards)
-            .map(|index| {
+        let make = || {
+            let shard = |index| {
                 Shard::new(ShardConfig {
                     index: u16::try_from(index).unwrap_or(u16::MAX),
                     shards: u16::try_from(shards).unwrap_or(u16::MAX),
@@ -157,9 +158,10 @@ impl Relay {
                     seed: instance.seed ^ index as u64,
                     fresh_size_max_bytes: FRESH_SIZE_MAX_BYTES / shards,
                 })
-            })
-            .collect();
-        let recovered = recover::replay(opened, &mut engines, clock.now())?;
+            };
+            (0..shards).map(shard).collect()
+        };
+        let (recovered, engines) = recover::recover(opened, make, clock.now())?;
 
         let mut polls = Vec::new();
         let mut inboxes = Vec::new();
@@ -181,6 +183,8 @@ impl Relay {
         let handle = committer.handle();
         let reader = committer.reader();
         let workers = Workers::start(WORKERS, &reader, &sandbox)?;
+        let checkpointer =
+            Checkpointer::start(handle.clone(), committer.checkpoints().clone(), inboxes.clone())?;
         let shared = Arc::new(Shared::new(Arc::new(loadout), workers, resolver, inboxes));
         let mut threads = Vec::new();
         for (index, ((poll, shard), listeners)) in polls.into_iter().zip(engines).zip(by_shard).enumerate() {
@@ -209,7 +213,7 @@ impl Relay {
             auth_secret: instance.auth_secret,
             acts: AtomicU64::new(acts),
             threads: Mutex::new(threads),
-            log: Mutex::new(Some(committer)),
+            log: Mutex::new(Some((committer, checkpointer))),
         })
     }
 
@@ -306,14 +310,19 @@ impl Relay {
         for inbox in &self.shared.inboxes {
             inbox.send(Letter::Drain(at));
         }
+        let log = self.log.lock().unwrap_or_else(PoisonError::into_inner).take();
+        let committer = log.map(|(committer, checkpointer)| {
+            checkpointer.stop();
+            committer
+        });
         for thread in self.threads.lock().unwrap_or_else(PoisonError::into_inner).drain(..) {
             if thread.join().is_err() {
                 tracing::error!("an event loop ended in a panic");
             }
         }
         self.shared.workers.stop();
-        if let Some(log) = self.log.lock().unwrap_or_else(PoisonError::into_inner).take() {
-            log.stop();
+        if let Some(committer) = committer {
+            committer.stop();
         }
     }
 }
