@@ -171,8 +171,9 @@ impl FromStr for Mailbox {
         if !text[..at].is_ascii() && text[..at].chars().any(hidden) {
             return Err(AddressError::Local);
         }
-        let domain = text[at + 1..].parse()?;
-        if text.len() > MAILBOX_SIZE_MAX {
+        let domain: Domain = text[at + 1..].parse()?;
+        // Also in the form in which it goes on the wire, whose A-labels may be longer than the U-labels.
+        if text.len().max(at + 1 + domain.as_str().len()) > MAILBOX_SIZE_MAX {
             return Err(AddressError::TooLong);
         }
         // Invariant: `at` is at most 64.
@@ -324,6 +325,10 @@ mod tests {
         check(&format!("{}@example.com", "a".repeat(65)), Err(AddressError::LocalTooLong));
         check(&format!("a@{}.com", "b".repeat(64)), Err(AddressError::DomainTooLong));
         check(&format!("a@{}com", "b.".repeat(125)), Err(AddressError::TooLong));
+        check(
+            &format!("{}@{}com", "a".repeat(60), "\u{fc}bbbbbbbbbbbbbbb.".repeat(10)),
+            Err(AddressError::TooLong),
+        );
         check("a@192.0.2.1", Err(AddressError::DomainNumeric));
         check("a@example.1", Err(AddressError::DomainNumeric));
         check("ü\u{85}@example.com", Err(AddressError::Local));
