@@ -3,6 +3,7 @@
 use super::acts::{FilterArgs, ListArgs};
 use super::place::Place;
 use super::send::SendArgs;
+use crate::serve::ServeArgs;
 use clap::{Args, Parser, Subcommand};
 
 const HELP: &str = "\
@@ -28,6 +29,8 @@ pub struct Cli {
 
 #[derive(Debug, Subcommand)]
 pub(super) enum Command {
+    /// Run the relay
+    Serve(ServeArgs),
     /// See and change what waits
     Queue {
         #[command(subcommand)]

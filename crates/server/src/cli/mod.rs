@@ -13,6 +13,7 @@ mod send;
 mod top;
 
 pub use args::Cli;
+pub(crate) use configuration::refused;
 pub use place::Place;
 
 use args::Command;
@@ -46,6 +47,7 @@ pub fn main() -> ExitCode {
 fn run(cli: &Cli) -> anyhow::Result<u8> {
     let place = &cli.place;
     match &cli.command {
+        Command::Serve(args) => crate::serve::run(place, args),
         Command::Queue { command } => queue::run(place, command),
         Command::Explain(args) => explain::run(place, args),
         Command::Sandbox { command } => sandbox::run(place, command),

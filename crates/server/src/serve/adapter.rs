@@ -1,0 +1,201 @@
+//! The relay as the admin socket asks it.
+
+use crate::cli::Place;
+use crate::config::Settings;
+use postrider_api::{Captured, Health, ListenerView, Unavailable, Wanted};
+use postrider_engine::operate::{Request, Response};
+use postrider_model::Timestamp;
+use postrider_relay::Relay;
+use postrider_vault::Filter;
+use std::fmt::Write as _;
+use std::io;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Instant;
+use tokio::sync::oneshot;
+
+/// A running relay with what it was started from.
+pub(crate) struct Running {
+    relay: Relay,
+    place: Place,
+    started: Instant,
+    shards: usize,
+    stopping: AtomicBool,
+    settings: Mutex<Settings>,
+}
+
+impl Running {
+    pub(crate) fn new(relay: Relay, place: Place, settings: Settings) -> Self {
+        Running {
+            relay,
+            place,
+            started: Instant::now(),
+            shards: match settings.shards {
+                0 => std::thread::available_parallelism().map_or(1, usize::from),
+                shards => shards,
+            },
+            stopping: AtomicBool::new(false),
+            settings: Mutex::new(settings),
+        }
+    }
+}
+
+/// A handle to it.
+#[derive(Clone)]
+pub(crate) struct Adapter(Arc<Running>);
+
+impl Adapter {
+    pub(crate) fn new(running: Running) -> Self {
+        Adapter(Arc::new(running))
+    }
+
+    pub(crate) fn relay(&self) -> &Relay {
+        &self.0.relay
+    }
+
+    /// From now on the relay only ends what it has begun.
+    pub(crate) fn stops(&self) {
+        self.0.stopping.store(true, Ordering::Relaxed);
+    }
+
+    /// Reads the configuration again and puts it in place; gives what a person should know.
+    ///
+    /// # Errors
+    /// Everything that forbids it; then nothing has changed.
+    pub(crate) fn reload_now(&self) -> Result<Vec<String>, String> {
+        let loaded = self.0.place.load().map_err(|problems| problems.to_string())?;
+        let mut settings = self.0.settings.lock().unwrap_or_else(PoisonError::into_inner);
+        self.0.relay.reload(Arc::new(loaded.settings.snapshot.clone())).map_err(|wrong| wrong.join("\n"))?;
+        let mut notes: Vec<_> = loaded.problems.warnings().collect();
+        let at_restart = [
+            ("data_dir", settings.data_dir != loaded.settings.data_dir),
+            ("shards", settings.shards != loaded.settings.shards),
+            ("spool.segment_size", settings.segment_size_bytes != loaded.settings.segment_size_bytes),
+            ("delivery.authorities", settings.authorities != loaded.settings.authorities),
+            (
+                "delivery.dns_servers",
+                settings.snapshot.delivery.dns_servers != loaded.settings.snapshot.delivery.dns_servers,
+            ),
+        ];
+        for (key, changed) in at_restart {
+            if changed {
+                notes.push(format!("`{key}` has changed, which takes effect at the next start"));
+            }
+        }
+        settings.snapshot = loaded.settings.snapshot;
+        Ok(notes)
+    }
+
+    fn kept(&self, wanted: &Wanted) -> Vec<Captured> {
+        let filter = Filter {
+            recipient: wanted.recipient.clone(),
+            sender: wanted.sender.clone(),
+            subject: wanted.subject.clone(),
+        };
+        let limit = wanted.limit.unwrap_or(usize::MAX);
+        let fetched = if wanted.after.is_some() { usize::MAX } else { limit };
+        let all = self.0.relay.sandbox().list(&filter, fetched);
+        let start = match &wanted.after {
+            Some(after) => all.iter().position(|kept| kept.id == *after).map_or(all.len(), |at| at + 1),
+            None => 0,
+        };
+        all.iter().skip(start).take(limit).map(|kept| view(kept)).collect()
+    }
+
+    fn delete(&self, id: Option<&str>) -> io::Result<u64> {
+        let sandbox = self.0.relay.sandbox();
+        match id {
+            Some(id) => Ok(u64::from(sandbox.delete(id)?)),
+            None => Ok(sandbox.clear()? as u64),
+        }
+    }
+}
+
+fn view(kept: &postrider_vault::Captured) -> Captured {
+    Captured {
+        id: kept.id.clone(),
+        accepted_at: Timestamp::from_micros(kept.accepted_at_us),
+        sender: kept.sender.clone(),
+        recipients: kept.recipients.clone(),
+        from: kept.from.clone(),
+        subject: kept.subject.clone(),
+        size: kept.size,
+    }
+}
+
+fn disk(error: &io::Error) -> Unavailable {
+    Unavailable(format!("the sandbox cannot be read: {error}"))
+}
+
+impl postrider_api::Relay for Adapter {
+    async fn ask(&self, request: Request) -> Result<Response, Unavailable> {
+        if self.0.stopping.load(Ordering::Relaxed) {
+            return Err(Unavailable("the relay is stopping".to_owned()));
+        }
+        let (answer, answered) = oneshot::channel();
+        self.0.relay.ask(&request, move |response| {
+            // Who asked may have gone.
+            let _ = answer.send(response);
+        });
+        answered.await.map_err(|_| Unavailable("the relay is stopping".to_owned()))
+    }
+
+    async fn captured(&self, wanted: Wanted) -> Result<Vec<Captured>, Unavailable> {
+        Ok(self.kept(&wanted))
+    }
+
+    async fn captured_one(&self, id: String) -> Result<Option<Captured>, Unavailable> {
+        let shown = self.0.relay.sandbox().show(&id).map_err(|error| disk(&error))?;
+        Ok(shown.map(|(kept, _)| view(&kept)))
+    }
+
+    async fn captured_content(&self, id: String) -> Result<Option<Vec<u8>>, Unavailable> {
+        let shown = self.0.relay.sandbox().show(&id).map_err(|error| disk(&error))?;
+        Ok(shown.map(|(_, content)| content))
+    }
+
+    async fn captured_delete(&self, id: Option<String>) -> Result<u64, Unavailable> {
+        self.delete(id.as_deref()).map_err(|error| disk(&error))
+    }
+
+    fn health(&self) -> Health {
+        let settings = self.0.settings.lock().unwrap_or_else(PoisonError::into_inner);
+        let listeners = settings.snapshot.listeners.iter().zip(self.0.relay.addresses());
+        let status = if self.0.stopping.load(Ordering::Relaxed) { "stopping" } else { "ok" };
+        Health {
+            status: status.to_owned(),
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+            hostname: settings.snapshot.hostname.to_string(),
+            pid: std::process::id(),
+            uptime_s: self.0.started.elapsed().as_secs(),
+            shards: self.0.shards,
+            listeners: listeners
+                .map(|(listener, (_, address))| ListenerView {
+                    name: listener.name.to_string(),
+                    protocol: format!("{:?}", listener.protocol).to_lowercase(),
+                    address: address.to_string(),
+                    tls: listener.tls.is_some(),
+                    sandbox: listener.sandbox,
+                })
+                .collect(),
+            routes: settings.snapshot.routes.iter().map(|route| route.name.to_string()).collect(),
+        }
+    }
+
+    fn metrics(&self) -> String {
+        let mut out = String::new();
+        let mut gauge = |name: &str, help: &str, value: usize| {
+            let _ = writeln!(
+                out,
+                "# HELP postrider_{name} {help}\n# TYPE postrider_{name} gauge\npostrider_{name} {value}"
+            );
+        };
+        gauge("sessions", "Sessions open now.", self.0.relay.sessions());
+        gauge("sandbox_messages", "Messages that the sandbox keeps.", self.0.relay.sandbox().len());
+        out
+    }
+
+    async fn reload(&self) -> Result<Vec<String>, String> {
+        self.reload_now()
+    }
+}

@@ -1,0 +1,159 @@
+//! `postrider serve`: starts the relay and its admin socket, hears signals, stops.
+
+mod adapter;
+mod banner;
+mod log;
+mod notify;
+
+use crate::cli::{EXIT_FAILED, EXIT_FOUND_PROBLEMS, EXIT_OK, Place};
+use adapter::{Adapter, Running};
+use anyhow::{Context, Result};
+use clap::Args;
+use log::LogFormat;
+use postrider_relay::{Relay, RelayConfig};
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::signal::unix::{Signal, SignalKind, signal};
+
+/// How long open transactions may go on after a signal to stop.
+const STOP_BOUND: Duration = Duration::from_secs(30);
+
+const HELP: &str = "\
+Without a configuration, a sandbox runs on 127.0.0.1:2525: it takes any login, keeps all mail and sends nothing.
+
+Signals: SIGHUP reads configuration and certificates again (an invalid change is refused whole and logged);
+SIGTERM and SIGINT stop within 30 seconds, a second one at once. No mail is lost either way.
+
+Examples:
+  postrider serve
+  postrider serve --config /etc/postrider/postrider.toml
+  postrider serve --config postrider.toml --log-format json --log info,postrider_egress=debug";
+
+#[derive(Debug, Args)]
+#[command(after_help = HELP)]
+pub(crate) struct ServeArgs {
+    /// How log lines look
+    #[arg(long, value_enum, default_value_t = LogFormat::Human, value_name = "FORMAT")]
+    log_format: LogFormat,
+    /// What is logged: a level, or levels by module
+    #[arg(long, default_value = "info", env = "POSTRIDER_LOG", value_name = "LEVELS")]
+    log: String,
+}
+
+/// Serves until a signal stops it.
+pub(crate) fn run(place: &Place, args: &ServeArgs) -> Result<u8> {
+    let loaded = match place.load() {
+        Ok(loaded) => loaded,
+        Err(problems) => return Ok(crate::cli::refused(&problems)),
+    };
+    log::start(args.log_format, &args.log)?;
+    for warning in loaded.problems.warnings() {
+        tracing::warn!("{warning}");
+    }
+    let settings = loaded.settings;
+    make_data_dir(&settings.data_dir)?;
+    // Also the lock of the directory: who has the socket has the spool.
+    let socket = postrider_api::bind(&settings.data_dir)?;
+    let allowed = raise_descriptor_limit();
+    let relay = match Relay::start(RelayConfig {
+        snapshot: Arc::new(settings.snapshot.clone()),
+        data_dir: settings.data_dir.clone(),
+        shards: settings.shards,
+        segment_size_bytes: settings.segment_size_bytes,
+        authorities: settings.authorities.clone(),
+    }) {
+        Ok(relay) => relay,
+        Err(error) => {
+            tracing::error!("{error}");
+            let wrong = matches!(error, postrider_relay::StartError::Configuration(_));
+            return Ok(if wrong { EXIT_FOUND_PROBLEMS } else { EXIT_FAILED });
+        }
+    };
+    let addresses: Vec<_> = relay.addresses().iter().map(|(_, address)| *address).collect();
+    if args.log_format == LogFormat::Human {
+        let program = std::env::args().next().unwrap_or_else(|| "postrider".to_owned());
+        eprint!("{}", banner::banner(&settings, place, &addresses, &program));
+    }
+    tracing::info!(
+        version = env!("CARGO_PKG_VERSION"),
+        data_dir = %settings.data_dir.display(),
+        listeners = ?addresses,
+        descriptors = allowed,
+        "started"
+    );
+    let running = Adapter::new(Running::new(relay, place.clone(), settings));
+    let api = postrider_api::start(socket, running.clone())?;
+    notify::ready();
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    runtime.block_on(until_stopped(&running))?;
+    notify::stopping();
+    running.stops();
+    let drained = std::thread::spawn({
+        let running = running.clone();
+        move || running.relay().stop(STOP_BOUND)
+    });
+    runtime.block_on(until_drained(&drained))?;
+    api.stop();
+    tracing::info!("stopped");
+    Ok(EXIT_OK)
+}
+
+/// Reloads at each SIGHUP; returns at the first SIGTERM or SIGINT.
+async fn until_stopped(running: &Adapter) -> Result<()> {
+    let mut hangups = signal(SignalKind::hangup())?;
+    let (mut terminations, mut interrupts) = stop_signals()?;
+    loop {
+        tokio::select! {
+            _ = hangups.recv() => match running.reload_now() {
+                Ok(notes) => {
+                    for note in notes {
+                        tracing::warn!("{note}");
+                    }
+                    tracing::info!("configuration and certificates were read again");
+                }
+                Err(problems) => tracing::error!("the configuration is refused, and nothing has changed:\n{problems}"),
+            },
+            _ = terminations.recv() => break,
+            _ = interrupts.recv() => break,
+        }
+    }
+    tracing::info!(bound_s = STOP_BOUND.as_secs(), "stopping; a second signal stops at once");
+    Ok(())
+}
+
+/// Waits for the relay to end; a second signal ends the process at once, which loses nothing either.
+async fn until_drained(drained: &std::thread::JoinHandle<()>) -> Result<()> {
+    let (mut terminations, mut interrupts) = stop_signals()?;
+    let mut looks = tokio::time::interval(Duration::from_millis(20));
+    while !drained.is_finished() {
+        tokio::select! {
+            _ = looks.tick() => {}
+            _ = terminations.recv() => std::process::exit(1),
+            _ = interrupts.recv() => std::process::exit(1),
+        }
+    }
+    Ok(())
+}
+
+fn stop_signals() -> Result<(Signal, Signal)> {
+    Ok((signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?))
+}
+
+fn make_data_dir(path: &Path) -> Result<()> {
+    use std::os::unix::fs::DirBuilderExt;
+    std::fs::DirBuilder::new().recursive(true).mode(0o700).create(path).with_context(|| {
+        format!("cannot make the data directory {}; choose another with --data-dir", path.display())
+    })
+}
+
+/// As many file descriptors as the system allows us; gives the number.
+fn raise_descriptor_limit() -> Option<u64> {
+    use rustix::process::{Resource, getrlimit, setrlimit};
+    let mut limit = getrlimit(Resource::Nofile);
+    limit.current = limit.maximum;
+    if let Err(error) = setrlimit(Resource::Nofile, limit) {
+        tracing::warn!(%error, "cannot raise the limit of open files");
+    }
+    getrlimit(Resource::Nofile).current
+}
