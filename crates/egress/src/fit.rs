@@ -1,5 +1,7 @@
 //! Whether a message fits what a server offers, and in which form it goes.
 
+use bytes::Bytes;
+use postrider_message::{DowngradeError, SevenBit};
 use postrider_model::record::Message;
 use postrider_model::{BodyKind, Encoding, EnhancedCode, Mailbox, Reply};
 use postrider_smtp::client::{Extensions, MailParams};
@@ -25,6 +27,8 @@ pub(crate) struct Fit {
     smtputf8: bool,
     /// By BDAT rather than DATA.
     pub(crate) chunking: bool,
+    /// The content must first be turned into seven-bit lines.
+    pub(crate) converts: bool,
 }
 
 impl Fit {
@@ -56,25 +60,29 @@ impl Fit {
             };
             return Err(refusal(EnhancedCode(5, 6, 7), text));
         }
-        let body = body(message, offered)?;
+        let body = body(message, offered);
         Ok(Fit {
-            body,
+            body: body.unwrap_or_default(),
+            converts: body.is_none(),
             size: offered.size.is_some(),
             dsn: offered.dsn,
             smtputf8: offered.smtputf8
                 && (envelope.smtputf8
                     || from_needs
                     || message.recipients.iter().any(|recipient| recipient.mailbox.needs_smtputf8())),
-            chunking: body == Some(BodyKind::BinaryMime)
-                || offered.chunking && offered.pipelining && message.encoding == Encoding::Plain,
+            chunking: body == Some(Some(BodyKind::BinaryMime))
+                || body.is_some()
+                    && offered.chunking
+                    && offered.pipelining
+                    && message.encoding == Encoding::Plain,
         })
     }
 
     /// The parameters of MAIL.
-    pub(crate) fn params<'a>(&self, message: &'a Message) -> MailParams<'a> {
+    pub(crate) fn params<'a>(&self, message: &'a Message, content_size: u64) -> MailParams<'a> {
         let envelope = &message.envelope;
         MailParams {
-            size: self.size.then_some(message.content_size),
+            size: self.size.then_some(content_size),
             body: self.body,
             smtputf8: self.smtputf8,
             ret: envelope.ret.filter(|_| self.dsn),
@@ -94,29 +102,47 @@ impl Fit {
     }
 }
 
-/// The BODY parameter: the weakest that is true (RFC 6152 §3, RFC 3030 §3).
-fn body(message: &Message, offered: &Extensions) -> Result<Option<BodyKind>, Reply> {
+/// The BODY parameter: the weakest that is true (RFC 6152 §3, RFC 3030 §3). `None` if the content cannot go
+/// as it is.
+fn body(message: &Message, offered: &Extensions) -> Option<Option<BodyKind>> {
     if message.encoding == Encoding::Binary || message.envelope.body == BodyKind::BinaryMime {
-        if offered.chunking && offered.binary_mime {
-            return Ok(Some(BodyKind::BinaryMime));
+        return (offered.chunking && offered.binary_mime).then_some(Some(BodyKind::BinaryMime));
+    }
+    match (message.eight_bit, offered.eight_bit_mime) {
+        (false, _) => Some(None),
+        (true, true) => Some(Some(BodyKind::EightBitMime)),
+        (true, false) => None,
+    }
+}
+
+/// RFC 1870 §6.1: a message that is larger than the server takes is not sent to it.
+pub(crate) fn check_size(content_size: u64, offered: &Extensions) -> Result<(), Reply> {
+    match offered.size {
+        Some(limit) if limit > 0 && content_size > limit => {
+            let text = format!("The message has {content_size} octets; the next hop takes {limit}.");
+            Err(refusal(EnhancedCode(5, 3, 4), &text))
         }
-        if message.encoding == Encoding::Binary {
-            return Err(refusal(
-                EnhancedCode(5, 6, 3),
-                "The message is BINARYMIME, and the next hop offers no CHUNKING with BINARYMIME.",
-            ));
-        }
+        _ => Ok(()),
     }
-    if !message.eight_bit {
-        return Ok(None);
-    }
-    if offered.eight_bit_mime {
-        return Ok(Some(BodyKind::EightBitMime));
-    }
-    Err(refusal(
-        EnhancedCode(5, 6, 3),
-        "The message has 8-bit content, and the next hop does not offer 8BITMIME.",
-    ))
+}
+
+/// The content in seven-bit lines.
+///
+/// # Errors
+/// The reply with which the message fails.
+pub(crate) fn convert(content: &[Bytes], encoding: Encoding) -> Result<SevenBit, Reply> {
+    postrider_message::to_seven_bit(content, encoding).map_err(|error| {
+        let enhanced = match error {
+            // RFC 6531 §3.5 and RFC 6152 §3.
+            DowngradeError::Header => EnhancedCode(5, 6, 7),
+            DowngradeError::Signed | DowngradeError::Malformed | DowngradeError::TooLarge => {
+                EnhancedCode(5, 6, 3)
+            }
+        };
+        let mut text = error.to_string();
+        text[..1].make_ascii_uppercase();
+        refusal(enhanced, &format!("{text}."))
+    })
 }
 
 /// A final refusal of ours.

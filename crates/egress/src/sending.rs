@@ -1,14 +1,16 @@
 //! One transaction on its way: MAIL, RCPT, DATA or BDAT, the content, the end.
 
 use crate::classify;
-use crate::fit::{Fit, refusal};
+use crate::fit::{self, Fit, refusal};
 use bytes::Bytes;
 use postrider_engine::{Piece, Settled, Transaction};
-use postrider_model::{EnhancedCode, Ordinal, Outcome, Reply};
-use postrider_smtp::client::{Client, Dialect};
+use postrider_model::{Encoding, EnhancedCode, Ordinal, Outcome, Reply};
+use postrider_smtp::client::{Client, Dialect, Extensions};
 use postrider_smtp::reply::{RawReply, Violation};
 use postrider_smtp::transform::{Part, Transform};
 use smallvec::SmallVec;
+use std::borrow::Cow;
+use std::fmt::Write as _;
 
 /// Octets that wait in the output before more content is put there.
 const BACKLOG_MAX: usize = 512 << 10;
@@ -26,6 +28,8 @@ pub(crate) enum Fate {
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Stage {
+    /// The content is gathered, to be turned into seven-bit lines.
+    Gathering,
     /// Commands are being sent and answered.
     Envelope,
     /// The content is being sent.
@@ -74,6 +78,8 @@ pub(crate) struct Sending {
     awaited: usize,
     any_reply: bool,
     transform: Transform,
+    /// Octets of the content as it is sent.
+    content_size: u64,
     piece: usize,
     asked: Option<usize>,
     /// The place in all output at which the end of the content is complete.
@@ -106,12 +112,18 @@ impl Sending {
             };
             fates.push((ordinal, fate));
         }
-        let encoding = transaction.message.encoding;
+        // What is converted comes out stuffed.
+        let encoding = if fit.converts { Encoding::Stuffed } else { transaction.message.encoding };
         let transform =
             if fit.chunking { Transform::for_bdat(encoding) } else { Transform::for_data(encoding) };
         Sending {
+            content_size: transaction.message.content_size,
             transaction,
-            stage: if open == 0 { Stage::Finished } else { Stage::Envelope },
+            stage: match open {
+                0 => Stage::Finished,
+                _ if fit.converts => Stage::Gathering,
+                _ => Stage::Envelope,
+            },
             fit,
             fates,
             step: Step::Mail,
@@ -145,6 +157,39 @@ impl Sending {
         self.fit.passes_dsn()
     }
 
+    /// Waits for all of the content and turns it into seven-bit lines; then the envelope can go.
+    pub(crate) fn gather(&mut self, offered: &Extensions) -> Pumped {
+        let mut content: SmallVec<[Bytes; 4]> = SmallVec::new();
+        for (i, piece) in self.transaction.pieces.iter().enumerate() {
+            match piece {
+                Piece::Memory(bytes) => content.push(bytes.clone()),
+                Piece::Log { .. } if self.asked == Some(i) => return Pumped::Waits,
+                Piece::Log { .. } => {
+                    self.asked = Some(i);
+                    self.piece = i;
+                    return Pumped::Asks(i);
+                }
+            }
+        }
+        (self.piece, self.asked) = (0, None);
+        let converted = fit::convert(&content, self.transaction.message.encoding).and_then(|converted| {
+            let size = converted.pieces.iter().map(|piece| piece.len() as u64).sum();
+            fit::check_size(size, offered).map(|()| (converted, size))
+        });
+        match converted {
+            Ok((converted, size)) => {
+                self.transaction.pieces = converted.pieces.into_iter().map(Piece::Memory).collect();
+                self.content_size = size;
+                self.stage = Stage::Envelope;
+            }
+            Err(reply) => {
+                self.settle_open(Outcome::Failed(reply));
+                self.stage = Stage::Finished;
+            }
+        }
+        Pumped::Waits
+    }
+
     /// Sends what may be sent of the envelope, and goes on to the content when all of it was granted.
     pub(crate) fn drive_envelope(&mut self, client: &mut Client, pipelining: bool) {
         while self.open > 0 && (pipelining || self.awaited == 0) && self.send_step(client) {}
@@ -163,7 +208,10 @@ impl Sending {
         let message = &self.transaction.message;
         match self.step {
             Step::Mail => {
-                client.mail(message.envelope.reverse_path.as_ref(), &self.fit.params(message));
+                client.mail(
+                    message.envelope.reverse_path.as_ref(),
+                    &self.fit.params(message, self.content_size),
+                );
                 self.awaited += 1;
                 self.step = Step::Rcpt;
             }
@@ -177,11 +225,9 @@ impl Sending {
                 // Invariant: `new` settled what the message does not have.
                 let recipient = &message.recipients[usize::from(self.fates[at].0)];
                 let dsn = self.fit.passes_dsn();
-                client.rcpt(
-                    &recipient.mailbox,
-                    recipient.notify.filter(|_| dsn),
-                    recipient.orcpt.as_deref().filter(|_| dsn),
-                );
+                let orcpt = recipient.orcpt.as_deref().filter(|_| dsn);
+                let orcpt = orcpt.map(|orcpt| orcpt_for(orcpt, self.fit.smtputf8()));
+                client.rcpt(&recipient.mailbox, recipient.notify.filter(|_| dsn), orcpt.as_deref());
                 self.awaited += 1;
                 self.rcpt_next = at + 1;
             }
@@ -414,6 +460,11 @@ impl Sending {
         }
     }
 
+    /// Nothing of it was sent.
+    pub(crate) fn is_unsent(&self) -> bool {
+        self.step == Step::Mail
+    }
+
     /// No reply to this transaction has come.
     pub(crate) fn is_unanswered(&self) -> bool {
         !self.any_reply
@@ -455,6 +506,23 @@ impl Sending {
         self.any_reply = true;
         self.awaited = self.awaited.saturating_sub(1);
     }
+}
+
+/// ORCPT for a server without SMTPUTF8: what is not ASCII as `\x{HEX}` (RFC 6533 §3).
+fn orcpt_for(orcpt: &str, smtputf8: bool) -> Cow<'_, str> {
+    if smtputf8 || orcpt.is_ascii() {
+        return orcpt.into();
+    }
+    let mut out = String::with_capacity(orcpt.len() * 2);
+    for c in orcpt.chars() {
+        if c.is_ascii() {
+            out.push(c);
+        } else {
+            // Writing to a String cannot fail.
+            let _ = write!(out, "\\x{{{:X}}}", u32::from(c));
+        }
+    }
+    out.into()
 }
 
 /// A reply as the outcome of what it answers.

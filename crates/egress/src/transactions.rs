@@ -107,6 +107,11 @@ impl Connection {
     fn drive(&mut self, now: Timestamp, outflow: &mut impl Outflow) {
         let pipelining = self.pipelines();
         while let Some(front) = self.slots.front_mut() {
+            if front.stage == Stage::Gathering
+                && let Pumped::Asks(piece) = front.gather(self.client.extensions())
+            {
+                outflow.read(self.id, front.transaction.id, piece);
+            }
             if front.stage == Stage::Envelope {
                 front.drive_envelope(&mut self.client, pipelining);
             }
@@ -170,9 +175,13 @@ impl Connection {
                     return;
                 }
                 self.messages += 1;
+                // Behind another one the envelope goes at once; the rest is done when it is the oldest.
                 let pipelining = self.pipelines();
-                sending.drive_envelope(&mut self.client, pipelining);
+                if sending.stage == Stage::Envelope {
+                    sending.drive_envelope(&mut self.client, pipelining);
+                }
                 self.slots.push_back(sending);
+                self.drive(now, outflow);
             }
         }
     }
@@ -258,7 +267,7 @@ impl Connection {
             let is_first = self.messages == 1 + self.slots.len();
             let settled = if sending.is_end_written(&self.client) {
                 Settled::Outcome(Outcome::InDoubt(reply.clone()))
-            } else if sending.is_unanswered() && !is_first {
+            } else if sending.is_unsent() || sending.is_unanswered() && !is_first {
                 Settled::NotTried
             } else {
                 Settled::Outcome(Outcome::Deferred(reply.clone()))
