@@ -190,6 +190,13 @@ impl Session {
         if self.patience.delays_replies() { &mut self.nothing } else { self.server.output() }
     }
 
+    /// The greeting waits in the output. Input that is there already is given to [`Session::receive`] before
+    /// the greeting is written: whoever speaks first is no client of SMTP.
+    #[must_use]
+    pub fn is_new(&self) -> bool {
+        self.greeting_is_unsent && self.server.output_size() > 0
+    }
+
     /// What the session waits for.
     #[must_use]
     pub fn wants(&self) -> Wants {

@@ -318,15 +318,20 @@ impl EventLoop {
             let taken = session.receive(now, &inbound.leftover, &mut self.shard);
             inbound.leftover.drain(..taken);
             progress |= taken > 0;
-        } else if may_take && session.output().is_empty() && inbound.leftover.len() < LEFTOVER_MAX {
+        }
+        // A client that speaks before it is greeted is caught by reading before the greeting is written.
+        let may_read = session.output().is_empty() || session.is_new();
+        if may_take && !progress && may_read && inbound.leftover.len() < LEFTOVER_MAX {
             self.buffer.clear();
+            // The rest of a line belongs behind its beginning.
+            self.buffer.append(&mut inbound.leftover);
             match inbound.stream.read_into(&mut self.buffer, READ_MAX) {
                 Ok(ReadOutcome::Data(_)) => {
                     let taken = session.receive(now, &self.buffer, &mut self.shard);
                     inbound.leftover.extend_from_slice(&self.buffer[taken..]);
                     progress = true;
                 }
-                Ok(ReadOutcome::WouldBlock) => {}
+                Ok(ReadOutcome::WouldBlock) => inbound.leftover.extend_from_slice(&self.buffer),
                 Ok(ReadOutcome::Closed) | Err(_) => {
                     session.disconnected(&mut self.shard);
                     inbound.phase = Phase::Over;
