@@ -166,7 +166,7 @@ impl EventLoop {
             Token(token) if token < FIRST_TOKEN => self.accept(now, token - FIRST_LISTENER),
             Token(token) => {
                 let key = (token - FIRST_TOKEN) / 2;
-                if (token - FIRST_TOKEN) % 2 == 0 {
+                if (token - FIRST_TOKEN).is_multiple_of(2) {
                     self.session_event(now, key, event);
                 } else {
                     self.connection_event(now, key, event);
@@ -236,10 +236,10 @@ impl EventLoop {
                 self.with_connection(now, connection, |it, shard| it.marked(now, transaction, shard));
             }
             Effect::Resume { connection } => {
-                self.with_connection(now, connection, |it, shard| it.resume(now, shard))
+                self.with_connection(now, connection, |it, shard| it.resume(now, shard));
             }
             Effect::Close { connection } => {
-                self.with_connection(now, connection, |it, shard| it.drain(now, shard))
+                self.with_connection(now, connection, |it, shard| it.drain(now, shard));
             }
             Effect::Content { connection, transaction, piece, content } => {
                 self.with_connection(now, connection, |it, shard| match content {

@@ -186,11 +186,11 @@ impl EventLoop {
             }
             self.awaited.pop_front();
             if first == ticket {
-                if let Some(inbound) = self.sessions.get_mut(key).filter(|inbound| inbound.id == id) {
-                    if let Phase::Session(session) = &mut inbound.phase {
-                        session.durable(now, ticket, fate);
-                        self.serve(now, key);
-                    }
+                if let Some(inbound) = self.sessions.get_mut(key).filter(|inbound| inbound.id == id)
+                    && let Phase::Session(session) = &mut inbound.phase
+                {
+                    session.durable(now, ticket, fate);
+                    self.serve(now, key);
                 }
                 return;
             }

@@ -266,11 +266,11 @@ impl Relay {
                     Some(before) => before.merge(response),
                 });
                 state.missing -= 1;
-                if state.missing == 0 {
-                    if let (Some(done), Some(answer)) = (state.done.take(), state.answer.take()) {
-                        drop(state);
-                        done(answer);
-                    }
+                if state.missing == 0
+                    && let (Some(done), Some(answer)) = (state.done.take(), state.answer.take())
+                {
+                    drop(state);
+                    done(answer);
                 }
             });
             inbox.send(Letter::Ask { number, request: request.clone(), reply });

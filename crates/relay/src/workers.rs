@@ -110,7 +110,7 @@ fn keep(capture: &Capture, reader: &Reader, sandbox: &Sandbox) -> Result<(), Str
         match stored {
             Stored::Memory(pieces) => content.extend(pieces.iter().cloned()),
             Stored::Log(position) => {
-                content.push(reader.read(*position).map_err(|error| error.to_string())?.body)
+                content.push(reader.read(*position).map_err(|error| error.to_string())?.body);
             }
         }
     }
