@@ -5,7 +5,7 @@
 //! disk: there is no syslog in the room.
 
 use super::relay::Site;
-use super::room::{Packages, Room, Running, User};
+use super::room::{OPENSMTPQ, Packages, Room, Running, User};
 use super::workload::{PASSWORD, USER};
 use anyhow::{Result, ensure};
 use std::path::Path;
@@ -142,7 +142,7 @@ pub(super) fn exim(folder: &Path, packages: &Packages, site: &Site<'_>) -> Resul
 pub(super) fn opensmtpd(folder: &Path, packages: &Packages, site: &Site<'_>) -> Result<Running> {
     let users = [
         User { name: "opensmtpd", id: 973, home: "/var/lib/opensmtpd/empty" },
-        User { name: "opensmtpq", id: 974, home: "/var/lib/opensmtpd/empty" },
+        User { name: "opensmtpq", id: OPENSMTPQ, home: "/var/lib/opensmtpd/empty" },
     ];
     let room = Room::build(folder, packages, &users)?;
     let pki = "pki bench cert \"/etc/bench.crt\"\npki bench key \"/etc/bench.key\"\n";
@@ -166,15 +166,21 @@ pub(super) fn opensmtpd(folder: &Path, packages: &Packages, site: &Site<'_>) -> 
             sink = site.sink.port(),
         ),
     )?;
-    certificate(&room, site)?;
     let add_user = if site.workload.auth() {
         format!("printf '{USER} %s\\n' \"$(smtpctl encrypt '{PASSWORD}')\" > /etc/bench.users\n")
     } else {
         String::new()
     };
+    // This version cannot sign with the other servers' elliptic-curve key.
+    let certificate = if site.workload.tls_in() {
+        "openssl req -x509 -newkey rsa:2048 -nodes -subj /CN=localhost -days 2 -keyout /etc/bench.key \
+         -out /etc/bench.crt\nchmod 600 /etc/bench.key\n"
+    } else {
+        ""
+    };
     room.start(&format!(
-        "mkdir -p /var/spool/smtpd /var/lib/opensmtpd/empty\nchown 0:0 /var/spool/smtpd\n\
-         chmod 711 /var/spool/smtpd\nchmod 600 /etc/bench.key\n{add_user}smtpd -F -f /etc/smtpd.conf &\nwait\n"
+        "{certificate}mkdir -p /var/spool/smtpd /var/lib/opensmtpd/empty\nchown 0:0 /var/spool/smtpd\n\
+         chmod 711 /var/spool/smtpd\n{add_user}smtpd -F -f /etc/smtpd.conf &\nwait\n"
     ))
 }
 

@@ -126,7 +126,7 @@ impl Relay {
                 let runners = "for n in 1 2 3 4 5 6 7 8 9 10; do exim4 -qff & done; wait";
                 peers::flush(room, &format!("({runners}) >/dev/null 2>&1 &"))
             }
-            (Body::Room(room), _) => peers::flush(room, "smtpctl resume route 1; smtpctl schedule all"),
+            (Body::Room(room), _) => peers::flush(room, "smtpctl schedule all"),
         }
     }
 
