@@ -1,9 +1,10 @@
-//! Developer commands: `cargo xtask run | test | bench`.
+//! Developer commands: `cargo xtask run | test | bench | fuzz`.
 //!
 //! Everything that a fresh clone needs beyond a Rust toolchain is installed by the command that needs it.
 
 mod bench;
 mod debian;
+mod fuzz;
 mod run;
 mod shell;
 mod test;
@@ -19,6 +20,8 @@ enum Command {
     Test(test::Args),
     /// Our relay beside others, with the same disk, durability and workload, in one table.
     Bench(bench::Args),
+    /// The fuzz targets, each for a while.
+    Fuzz(fuzz::Args),
 }
 
 fn main() -> anyhow::Result<()> {
@@ -26,5 +29,6 @@ fn main() -> anyhow::Result<()> {
         Command::Run(args) => run::run(&args),
         Command::Test(args) => test::run(&args),
         Command::Bench(args) => bench::run(&args),
+        Command::Fuzz(args) => fuzz::run(&args),
     }
 }

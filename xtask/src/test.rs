@@ -1,14 +1,12 @@
 //! `cargo xtask test`: all that must hold before a change lands.
 
-use crate::{debian, shell};
-use anyhow::{Context, Result, bail};
-use std::path::PathBuf;
-use std::process::{Command, Stdio};
+use crate::{debian, fuzz, shell};
+use anyhow::Result;
 
 /// Set for tests by `--long`: full counts instead of a seeded part of each.
 const LONG: &str = "POSTRIDER_TEST_LONG";
-/// Seconds for which each fuzz target runs.
-const FUZZ_SECONDS: &str = "60";
+/// Seconds for which each fuzz target runs: at a developer's desk, in CI, and with `--long`.
+const FUZZ_SECONDS: [u32; 3] = [5, 60, 3_600];
 
 #[derive(clap::Args)]
 pub(crate) struct Args {
@@ -28,10 +26,19 @@ pub(crate) fn run(args: &Args) -> Result<()> {
         licences(&cargo)?;
         let doc = ["test", "--doc", "--workspace", "--quiet"];
         shell::must("documentation tests", &mut shell::command(&cargo, &doc))?;
-        fuzz(&cargo)?;
+        fuzz::run(&fuzz::Args { seconds: fuzz_seconds(args), targets: Vec::new() })?;
     }
     build_binaries(&cargo)?;
     tests(&cargo, args)
+}
+
+fn fuzz_seconds(args: &Args) -> u32 {
+    let [desk, ci, long] = FUZZ_SECONDS;
+    match (args.long, std::env::var_os("CI")) {
+        (true, _) => long,
+        (false, Some(_)) => ci,
+        (false, None) => desk,
+    }
 }
 
 /// Clippy. Helpers of integration tests may unwrap: clippy knows only the test functions themselves as tests.
@@ -68,46 +75,12 @@ fn tests(cargo: &str, args: &Args) -> Result<()> {
     shell::must_quietly("tests", &mut command)
 }
 
-/// Licences, advisories and banned crates. The advisory database may be out of reach; the rest is not.
+/// Licences, sources and banned crates. Advisories need a database from the network: `cargo deny check advisories`.
 fn licences(cargo: &str) -> Result<()> {
     if !shell::succeeds(cargo, &["deny", "--version"]) {
         eprintln!("\n── licences: skipped, cargo-deny is not installed (cargo install cargo-deny)");
         return Ok(());
     }
-    let deny = ["deny", "--offline", "--workspace", "check", "bans", "licenses", "sources"];
+    let deny = ["deny", "--workspace", "check", "bans", "licenses", "sources"];
     shell::must("licences and banned crates", &mut shell::command(cargo, &deny))
-}
-
-/// Runs each fuzz target of each crate for a while.
-fn fuzz(cargo: &str) -> Result<()> {
-    let directories: Vec<_> = std::fs::read_dir(shell::root().join("crates"))?
-        .filter_map(|entry| Some(entry.ok()?.path().join("fuzz")))
-        .filter(|path| path.join("Cargo.toml").exists())
-        .collect();
-    if directories.is_empty() {
-        return Ok(());
-    }
-    if !shell::succeeds(cargo, &["fuzz", "--version"]) {
-        eprintln!("\n── fuzzing: skipped, cargo-fuzz is not installed (cargo install cargo-fuzz)");
-        return Ok(());
-    }
-    for directory in directories {
-        for target in targets(cargo, &directory)? {
-            let mut command = Command::new(cargo);
-            command.current_dir(&directory).args(["fuzz", "run", &target, "--fuzz-dir", "."]);
-            command.args(["--", &format!("-max_total_time={FUZZ_SECONDS}"), "-verbosity=0"]);
-            shell::must(&format!("fuzzing {target}"), &mut command)?;
-        }
-    }
-    Ok(())
-}
-
-fn targets(cargo: &str, directory: &PathBuf) -> Result<Vec<String>> {
-    let mut command = Command::new(cargo);
-    command.current_dir(directory).args(["fuzz", "list", "--fuzz-dir", "."]);
-    let output = command.stderr(Stdio::inherit()).output().context("cannot list fuzz targets")?;
-    if !output.status.success() {
-        bail!("cannot list the fuzz targets of {}", directory.display());
-    }
-    Ok(String::from_utf8_lossy(&output.stdout).lines().map(str::to_owned).collect())
 }
