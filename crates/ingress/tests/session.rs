@@ -2,8 +2,10 @@
 
 #![expect(clippy::unwrap_used, reason = "a test that cannot go on fails")]
 
+use postrider_auth::{Directory, Mechanism, Verdict, Verifier, decode_response, encode_challenge};
 use postrider_engine::{Intake, Refusal};
 use postrider_ingress::{Keeper, Session, SessionContext, Wants, example};
+use postrider_model::snapshot::{Account, AddressPattern, Credentials, Snapshot};
 use postrider_model::{Encoding, Timestamp};
 use postrider_spool::Ticket;
 use std::time::Duration;
@@ -234,6 +236,57 @@ fn replies_that_nobody_reads_stop_the_input() {
         rounds += 1;
     }
     assert!(rounds > 2);
+}
+
+#[test]
+fn scram_shows_who_it_is_without_the_password() {
+    let verifier = Verifier::new("secret", &[7; 16], 4096).unwrap().to_string();
+    let mut client = Client::with(|context| {
+        let account =
+            Account { name: "app1".into(), verifier: verifier.into(), from: vec![AddressPattern::Any] };
+        let accounts = vec![account.into()];
+        context.directory = Directory::of_accounts(&accounts, [1; 32]).unwrap().into();
+        context.snapshot = Snapshot { accounts, ..(*context.snapshot).clone() }.into();
+        context.peer = "192.0.2.1:4711".parse().unwrap();
+    });
+    assert!(client.say("EHLO c\r\n").contains("250-AUTH SCRAM-SHA-256 PLAIN LOGIN\r\n"));
+    let challenge =
+        |reply: String| decode_response(reply.strip_prefix("334 ").unwrap().trim().as_bytes()).unwrap();
+
+    let credentials = Credentials { username: "app1".into(), password: "secret".into() };
+    let mut scram = postrider_auth::Client::new(Mechanism::ScramSha256, credentials, [3; 18], None);
+    let first = scram.initial().unwrap();
+    let reply = client.say(format!("AUTH SCRAM-SHA-256 {}\r\n", encode_challenge(&first)));
+    let answer = scram.step(&challenge(reply)).unwrap();
+    let reply = client.say(format!("{}\r\n", encode_challenge(&answer)));
+    let last = scram.step(&challenge(reply)).unwrap();
+    assert!(client.session.take_auth_job().is_none(), "SCRAM is no work for us");
+    assert!(client.say(format!("{}\r\n", encode_challenge(&last))).starts_with("235 2.7.0 "));
+    assert_eq!(client.session.account(), "app1");
+}
+
+#[test]
+fn a_password_is_checked_elsewhere_while_the_session_waits() {
+    let verifier = Verifier::new("secret", &[7; 16], 4096).unwrap().to_string();
+    let mut client = Client::with(|context| {
+        let account =
+            Account { name: "app1".into(), verifier: verifier.into(), from: vec![AddressPattern::Any] };
+        let accounts = vec![account.into()];
+        context.directory = Directory::of_accounts(&accounts, [1; 32]).unwrap().into();
+        context.snapshot = Snapshot { accounts, ..(*context.snapshot).clone() }.into();
+        context.peer = "192.0.2.1:4711".parse().unwrap();
+    });
+    client.say("EHLO c\r\n");
+    assert_eq!(client.say(format!("AUTH PLAIN {}\r\n", encode_challenge(b"\0app1\0secret"))), "");
+    assert_eq!(client.session.wants(), Wants::Blocked);
+    assert_eq!(client.session.deadline(), None);
+    let job = client.session.take_auth_job().unwrap();
+    assert!(client.session.take_auth_job().is_none());
+    assert_eq!(client.say("NOOP\r\n"), "");
+    client.session.auth_verdict(NOW, job.verify());
+    assert_eq!(client.say(""), "235 2.7.0 Authenticated\r\n250 2.0.0 Nothing done\r\n");
+    client.session.auth_verdict(NOW, Verdict::Refused);
+    assert_eq!(client.session.account(), "app1");
 }
 
 #[test]
