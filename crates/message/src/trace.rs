@@ -184,8 +184,12 @@ impl Fold<'_> {
     /// Somebody else's word for a name: what no name holds becomes `?`. If it does not fit the line, the
     /// word before it moves to the next line too.
     fn name(&mut self, name: &str) {
-        let size = name.len().min(NAME_SIZE_MAX);
-        self.out.extend(name.bytes().take(size).map(name_octet));
+        let name = &name.as_bytes()[..name.len().min(NAME_SIZE_MAX)];
+        if name.iter().all(|b| IN_NAMES[usize::from(*b)]) {
+            self.glue(name);
+        } else {
+            self.out.extend(name.iter().map(|b| name_octet(*b)));
+        }
         let over = self.out.len() - self.line > LINE_SIZE;
         if over && let Some(gap) = self.out[self.line + 1..].iter().rposition(|b| *b == b' ') {
             let gap = self.line + 1 + gap;
@@ -215,8 +219,18 @@ impl Fold<'_> {
 
 /// Only what stands in names, address literals and ids: no parenthesis closes a comment, no line ending
 /// begins a field.
+const IN_NAMES: [bool; 256] = {
+    let mut table = [false; 256];
+    let mut b = 0u8;
+    while b < 128 {
+        table[b as usize] = b.is_ascii_alphanumeric() || matches!(b, b'.' | b'-' | b'_' | b':' | b'[' | b']');
+        b += 1;
+    }
+    table
+};
+
 fn name_octet(b: u8) -> u8 {
-    if b.is_ascii_alphanumeric() || b".-_:[]".contains(&b) { b } else { b'?' }
+    if IN_NAMES[usize::from(b)] { b } else { b'?' }
 }
 
 #[cfg(test)]
