@@ -131,16 +131,9 @@ impl Connection {
 
     /// Takes transactions while there is room for them.
     fn fill(&mut self, now: Timestamp, outflow: &mut impl Outflow) {
-        let pipelining = self.pipelines();
         self.loading = false;
         for _ in 0..UNFIT_MAX {
-            let has_room = match self.slots.back() {
-                None => true,
-                Some(last) => {
-                    pipelining && self.slots.len() < TRANSACTIONS_MAX && last.stage == Stage::Ending
-                }
-            };
-            if !has_room || self.is_done() {
+            if !self.has_room() {
                 return;
             }
             match outflow.next(now, self.id, self.plan.lane) {
@@ -153,6 +146,19 @@ impl Connection {
             }
         }
         self.loading = self.slots.is_empty();
+    }
+
+    /// A further transaction can be started now: the connection is idle, or the end of the last one has been
+    /// sent to a server that takes the next envelope behind it (RFC 2920 §3.1).
+    #[must_use]
+    pub fn has_room(&self) -> bool {
+        let has_slot = match self.slots.back() {
+            None => true,
+            Some(last) => {
+                self.pipelines() && self.slots.len() < TRANSACTIONS_MAX && last.stage == Stage::Ending
+            }
+        };
+        matches!(self.phase, Phase::Open) && has_slot && !self.is_done()
     }
 
     fn start(&mut self, now: Timestamp, transaction: Transaction, outflow: &mut impl Outflow) {
@@ -232,7 +238,15 @@ impl Connection {
 
     /// The server breaks the protocol: nothing it says can be trusted any more.
     fn violated(&mut self, now: Timestamp, violation: Violation, outflow: &mut impl Outflow) {
-        let text = format!("{} broke the protocol: {violation}.", self.peer);
+        let text = match violation {
+            // Some servers refuse in the middle of the content, and close. The order is wrong, so it is not
+            // taken for the answer, but a person should see it.
+            Violation::Unasked | Violation::Senseless => {
+                let said = self.client.reply().to_reply();
+                format!("{} broke the protocol: {violation} ({said}).", self.peer)
+            }
+            _ => format!("{} broke the protocol: {violation}.", self.peer),
+        };
         self.client.note(&text);
         self.broke(now, trouble(EnhancedCode(4, 5, 0), &text), outflow);
     }

@@ -162,7 +162,7 @@ impl Client {
                 Command::Greeting if code == 220 => {
                     // What a server says before EHLO was sent is no answer to it.
                     if !input.is_empty() || !self.parser.is_between_replies() {
-                        return Err(Violation::Unasked);
+                        return Err(Violation::OutOfTurn);
                     }
                     self.send_hello();
                 }

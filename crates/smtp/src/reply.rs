@@ -40,6 +40,9 @@ pub enum Violation {
     /// A reply that nothing asked for.
     #[error("a reply came that no command asked for")]
     Unasked,
+    /// More than the greeting before we spoke (RFC 5321 §3.1).
+    #[error("it spoke on before its turn came")]
+    OutOfTurn,
     /// A code that no server may answer this command with.
     #[error("a reply came that makes no sense for its command")]
     Senseless,

@@ -142,7 +142,7 @@ fn replies_that_nothing_asked_for_end_the_session_but_a_421_is_a_farewell() {
     assert_eq!(feed(&mut ready("SIZE"), "250 hello?\r\n"), [Err(Violation::Unasked)]);
     assert_eq!(feed(&mut ready("SIZE"), "421 idle\r\n"), [Ok(Event::Farewell)]);
     let mut client = Client::new(Dialect::Smtp, "us.example");
-    assert_eq!(feed(&mut client, "220 mx\r\n250 early\r\n"), [Err(Violation::Unasked)]);
+    assert_eq!(feed(&mut client, "220 mx\r\n250 early\r\n"), [Err(Violation::OutOfTurn)]);
     let mut client = Client::new(Dialect::Smtp, "us.example");
     assert_eq!(feed(&mut client, "554 go away\r\n"), [Ok(Event::Refused(Command::Greeting))]);
 }
