@@ -53,7 +53,7 @@ fn lints(cargo: &str) -> Result<()> {
 
 /// The programs that black-box tests start. Tests find them in the same target directory.
 fn build_binaries(cargo: &str) -> Result<()> {
-    let build = ["build", "--quiet", "--profile", "quick", "-p", "postrider", "-p", "postrider-storm"];
+    let build = ["build", "--quiet", "--profile", "quick", "-p", "postrider", "-p", "storm"];
     shell::must("programs for black-box tests", &mut shell::command(cargo, &build))
 }
 
