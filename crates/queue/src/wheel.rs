@@ -72,6 +72,8 @@ pub(crate) struct Wheel {
     slots: Box<[List<0>]>,
     /// A bit for each slot that is not empty.
     occupied: Box<[u64]>,
+    /// Recipients in the slots: most relays look at an empty wheel most of the time.
+    imminent: u32,
     /// The current bucket's list is being spread.
     is_spreading: bool,
 }
@@ -84,6 +86,7 @@ impl Wheel {
             tick: 0,
             slots: vec![List::default(); SLOTS].into(),
             occupied: vec![0; SLOTS / 64].into(),
+            imminent: 0,
             is_spreading: false,
         }
     }
@@ -106,6 +109,7 @@ impl Wheel {
             return false;
         }
         entries[index].place = Place::Imminent;
+        self.imminent += 1;
         self.slots[slot].push_back(entries, index);
         self.occupied[slot / 64] |= 1 << (slot % 64);
         true
@@ -122,6 +126,7 @@ impl Wheel {
     }
 
     fn take_from_slot(&mut self, entries: &mut Arena<Entry>, slot: usize, index: u32) {
+        self.imminent -= 1;
         self.slots[slot].remove(entries, index);
         if self.slots[slot].is_empty() {
             self.occupied[slot / 64] &= !(1 << (slot % 64));
@@ -148,7 +153,8 @@ impl Wheel {
                 std::cmp::Ordering::Equal => slot_of(now),
                 std::cmp::Ordering::Less => self.tick,
             };
-            if let Some(slot) = self.occupied_from(self.tick).filter(|&slot| slot < end) {
+            let over = if self.tick < end { self.occupied_from(self.tick) } else { None };
+            if let Some(slot) = over.filter(|&slot| slot < end) {
                 self.tick = slot;
                 *budget -= 1;
                 let index = self.slots[slot].front()?;
@@ -183,6 +189,7 @@ impl Wheel {
             *budget -= 1;
             let slot = slot_of(entries[index].wake());
             entries[index].place = Place::Imminent;
+            self.imminent += 1;
             self.slots[slot].push_back(entries, index);
             self.occupied[slot / 64] |= 1 << (slot % 64);
         }
@@ -207,6 +214,9 @@ impl Wheel {
     }
 
     fn occupied_from(&self, slot: usize) -> Option<usize> {
+        if self.imminent == 0 {
+            return None;
+        }
         let first = slot / 64;
         let mut mask = u64::MAX << (slot % 64);
         for (word, bits) in self.occupied.iter().enumerate().skip(first) {
@@ -274,9 +284,11 @@ impl Wheel {
             let first = span.parked.front();
             assert!(first.is_none_or(|first| Bucket::of(entries[first].wake()) == bucket));
         }
+        let mut imminent = 0;
         for (slot, list) in self.slots.iter().enumerate() {
-            walk(*list, Place::Imminent);
+            imminent += walk(*list, Place::Imminent);
             assert_eq!(self.occupied[slot / 64] >> (slot % 64) & 1 == 1, !list.is_empty());
         }
+        assert_eq!(self.imminent, imminent);
     }
 }
