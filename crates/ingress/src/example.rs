@@ -1,17 +1,18 @@
-//! A context and an engine for examples, benches and tests. No part of the room's promises.
+//! A context, an engine and a stage for examples, benches and tests. No part of the room's promises.
 
 use crate::session::{SessionContext, SessionTls};
 use bytes::Bytes;
-use postrider_auth::Directory;
+use postrider_auth::{Directory, Verifier};
 use postrider_engine::{Draft, Intake, Refusal};
 use postrider_model::snapshot::{
-    AddressPattern, Delivery, DomainPattern, Legacy, Listener, Protocol, Route, SessionLimits, Source,
-    Target, TlsLevel,
+    Account, AddressPattern, Delivery, DomainPattern, Legacy, Listener, Protocol, Route, SessionLimits,
+    Source, Target, TlsLevel,
 };
 use postrider_model::{IdCipher, MessageNo, Snapshot, Timestamp};
 use postrider_spool::Ticket;
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::time::Duration;
 
 /// An engine that keeps what it is given.
 #[derive(Debug, Default)]
@@ -111,3 +112,67 @@ pub fn example(now: Timestamp) -> (SessionContext, Keeper) {
     };
     (context, Keeper::default())
 }
+
+/// The listeners, the account and the routes that the dialogues of `tests/dialogues` speak of. Whoever
+/// listens in earnest adds certificates to those in [`UNDER_TLS`].
+///
+/// # Panics
+/// Never; what it parses is constant.
+#[must_use]
+#[expect(clippy::unwrap_used, reason = "constant text")]
+pub fn stage(now: Timestamp) -> Snapshot {
+    let base = example(now).0;
+    let devices = vec![
+        AddressPattern::Domain("example.com".parse().unwrap()),
+        AddressPattern::Mailbox("scan@example.net".parse().unwrap()),
+    ];
+    let legacy = |from| Some(Legacy { clients: vec!["127.0.0.0/8".parse().unwrap()], from });
+    let listener = |name: &str, protocol, legacy| {
+        let limits = SessionLimits { tarpit: Duration::ZERO, ..SessionLimits::default() };
+        Listener {
+            name: name.into(),
+            protocol,
+            address: "127.0.0.1:0".parse().unwrap(),
+            legacy,
+            sandbox: name == "sandbox",
+            limits,
+            xclient: vec!["127.0.0.2".parse().unwrap()],
+            ..(*base.listener).clone()
+        }
+    };
+    let listeners = [
+        // Relays for 127.0.0.0/8, as anyone.
+        listener("relay", Protocol::Smtp, legacy(vec![AddressPattern::Any])),
+        // Relays for 127.0.0.0/8, as *@example.com or scan@example.net.
+        listener("devices", Protocol::Smtp, legacy(devices)),
+        // Port 25 with STARTTLS; only app1 (password `secret`, *@example.com) may send.
+        listener("mx", Protocol::Smtp, None),
+        // The same without a certificate, so that nobody may send.
+        listener("plain", Protocol::Smtp, None),
+        listener("submission", Protocol::Submission, None),
+        listener("submissions", Protocol::Submissions, None),
+        listener("lmtp", Protocol::Lmtp, legacy(vec![AddressPattern::Any])),
+        listener("sandbox", Protocol::Smtp, None),
+    ];
+    let app1 = Account {
+        name: "app1".into(),
+        verifier: Verifier::new("secret", &[7; 16], 4096).unwrap().to_string().into(),
+        from: vec![AddressPattern::Domain("example.com".parse().unwrap())],
+    };
+    let route = |name: &str, domains: &[&str], to| {
+        let domains = domains.iter().map(|domain| DomainPattern::Exact(domain.parse().unwrap())).collect();
+        Arc::new(Route { name: name.into(), domains, to, ..(*base.snapshot.routes[0]).clone() })
+    };
+    Snapshot {
+        listeners: listeners.map(Arc::new).to_vec(),
+        accounts: vec![Arc::new(app1)],
+        routes: vec![
+            route("captured", &["sandbox.example"], Target::Sandbox),
+            route("world", &["example.net", "example.org", "xn--bcher-kva.example"], Target::Mx),
+        ],
+        ..(*base.snapshot).clone()
+    }
+}
+
+/// The listeners of the [`stage`] with a certificate.
+pub const UNDER_TLS: [&str; 4] = ["devices", "mx", "submission", "submissions"];

@@ -34,5 +34,5 @@ pub use overload::Overload;
 pub use session::{Session, SessionContext, SessionTls, TlsInfo, Wants};
 
 #[doc(hidden)]
-pub use example::{Keeper, example};
+pub use example::{Keeper, UNDER_TLS, example, stage};
 mod example;

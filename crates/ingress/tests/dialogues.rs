@@ -1,61 +1,38 @@
 //! The dialogues of `tests/dialogues`, against a session in memory; each whole and octet by octet, those with
 //! `@ split` also cut once at every octet of their writes.
 //!
-//! Settings: `@ listener NAME` (see [`listener`]); `@ client ADDRESS`; `@ limit NAME NUMBER`; `@ whole` where
+//! Settings: `@ listener NAME` (see [`stage`]); `@ client ADDRESS`; `@ limit NAME NUMBER`; `@ whole` where
 //! cutting writes would make another dialogue; `@ memory` where only memory can do it (time, limits).
 
 #![expect(clippy::unwrap_used, reason = "a test that cannot go on fails")]
 
-use postrider_auth::{Directory, Verifier};
-use postrider_ingress::{Keeper, Session, SessionContext, SessionTls, TlsInfo, Wants, example};
-use postrider_model::snapshot::{
-    Account, AddressPattern, DomainPattern, Legacy, Listener, Protocol, Route, Snapshot, Target,
+use postrider_auth::Directory;
+use postrider_ingress::{
+    Keeper, Session, SessionContext, SessionTls, TlsInfo, UNDER_TLS, Wants, example, stage,
 };
 use postrider_model::{Notify, Timestamp};
 use postrider_smtp::dialogue::{Cut, Dialogue, Peer, parse, run};
 use postrider_spool::Ticket;
-use std::sync::{Arc, LazyLock};
 use std::time::Duration;
 
 const NOW: Timestamp = Timestamp::from_secs(1_795_526_426);
-const PASSWORD: &str = "secret";
-static VERIFIER: LazyLock<String> =
-    LazyLock::new(|| Verifier::new(PASSWORD, &[7; 16], 4096).unwrap().to_string());
-
-/// The listeners that dialogues name.
-fn listener(name: &str, base: &Listener) -> (Listener, SessionTls) {
-    let anyone = vec![AddressPattern::Any];
-    let devices = vec![
-        AddressPattern::Domain("example.com".parse().unwrap()),
-        AddressPattern::Mailbox("scan@example.net".parse().unwrap()),
-    ];
-    let legacy = |from| Some(Legacy { clients: vec!["127.0.0.0/8".parse().unwrap()], from });
-    let active =
-        SessionTls::Active(TlsInfo { version: "TLSv1.3".into(), cipher: "TLS_AES_256_GCM_SHA384".into() });
-    let (protocol, legacy, sandbox, tls) = match name {
-        // Relays for 127.0.0.0/8, as anyone.
-        "relay" => (Protocol::Smtp, legacy(anyone), false, SessionTls::Unavailable),
-        // Relays for 127.0.0.0/8, as *@example.com or scan@example.net.
-        "devices" => (Protocol::Smtp, legacy(devices), false, SessionTls::Offered),
-        // Port 25 with STARTTLS; only app1 (password `secret`, *@example.com) may send.
-        "mx" => (Protocol::Smtp, None, false, SessionTls::Offered),
-        // The same without a certificate, so that nobody may send.
-        "plain" => (Protocol::Smtp, None, false, SessionTls::Unavailable),
-        "submission" => (Protocol::Submission, None, false, SessionTls::Offered),
-        "submissions" => (Protocol::Submissions, None, false, active),
-        "lmtp" => (Protocol::Lmtp, legacy(anyone), false, SessionTls::Unavailable),
-        "sandbox" => (Protocol::Smtp, None, true, SessionTls::Unavailable),
-        other => panic!("no listener {other}"),
-    };
-    let mut listener = base.clone();
-    listener.xclient = vec!["127.0.0.2".parse().unwrap()];
-    listener.limits.tarpit = Duration::ZERO;
-    (Listener { name: name.into(), protocol, legacy, sandbox, ..listener }, tls)
+/// The state of TLS in which a listener's sessions begin.
+fn tls_of(listener: &str) -> SessionTls {
+    if listener == "submissions" {
+        SessionTls::Active(TlsInfo { version: "TLSv1.3".into(), cipher: "TLS_AES_256_GCM_SHA384".into() })
+    } else if UNDER_TLS.contains(&listener) {
+        SessionTls::Offered
+    } else {
+        SessionTls::Unavailable
+    }
 }
 
 fn context(dialogue: &Dialogue) -> (SessionContext, Keeper) {
     let (context, engine) = example(NOW);
-    let (mut listener, tls) = listener(dialogue.setting("listener").unwrap_or("relay"), &context.listener);
+    let snapshot = stage(NOW);
+    let name = dialogue.setting("listener").unwrap_or("relay");
+    let listener = snapshot.listeners.iter().find(|listener| &*listener.name == name);
+    let mut listener = (**listener.unwrap_or_else(|| panic!("no listener {name}"))).clone();
     for (_, limit) in dialogue.settings.iter().filter(|(key, _)| key == "limit") {
         let (name, number) = limit.split_once(' ').unwrap();
         let number: usize = number.parse().unwrap();
@@ -71,20 +48,6 @@ fn context(dialogue: &Dialogue) -> (SessionContext, Keeper) {
             other => panic!("no limit {other}"),
         }
     }
-    let account = Account {
-        name: "app1".into(),
-        verifier: VERIFIER.as_str().into(),
-        from: vec![AddressPattern::Domain("example.com".parse().unwrap())],
-    };
-    let route = |name: &str, domains: &[&str], to| {
-        let domains = domains.iter().map(|domain| DomainPattern::Exact(domain.parse().unwrap())).collect();
-        Arc::new(Route { name: name.into(), domains, to, ..(*context.snapshot.routes[0]).clone() })
-    };
-    let routes = vec![
-        route("captured", &["sandbox.example"], Target::Sandbox),
-        route("world", &["example.net", "example.org", "xn--bcher-kva.example", "[192.0.2.9]"], Target::Mx),
-    ];
-    let snapshot = Snapshot { accounts: vec![Arc::new(account)], routes, ..(*context.snapshot).clone() };
     let directory = if listener.sandbox {
         Directory::anyone()
     } else {
@@ -96,7 +59,7 @@ fn context(dialogue: &Dialogue) -> (SessionContext, Keeper) {
         listener: listener.into(),
         directory: directory.into(),
         peer: (client.parse::<std::net::IpAddr>().unwrap(), 4711).into(),
-        tls,
+        tls: tls_of(name),
         ..context
     };
     (context, engine)
