@@ -34,6 +34,7 @@
 mod append;
 mod batch;
 mod copy;
+mod follow;
 mod format;
 mod log;
 mod op;
@@ -46,6 +47,7 @@ mod segments;
 pub mod testing;
 
 pub use append::{Append, Body, Completion, Durable, Fault, Health, Lost, Moved, Stats};
+pub use follow::{Extent, Follower};
 pub use format::{BATCH_BYTES_MAX, FIRST_BATCH, SECTOR_BYTES, SEGMENT_HEADER_BYTES, Seal, SegmentHeader};
 pub use log::{Log, RESERVED_SEGMENTS, SEGMENT_SIZE_MIN_BYTES, Settings};
 pub use op::{Op, Outcome, Prepare, Write};

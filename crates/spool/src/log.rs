@@ -3,6 +3,7 @@
 use crate::append::{Append, Completion, Durable, Fault, Health, Lost, Moved, Stats};
 use crate::batch::{Batch, Place, footprint};
 use crate::copy::Copying;
+use crate::follow::Extent;
 use crate::format::{BATCH_HEADER_BYTES, FIRST_BATCH, SEALS_MAX, Seal, Seed, SegmentHeader, sectors};
 use crate::op::{Flying, Op, Outcome, Prepare, Write};
 use crate::position::{GENERATION_MAX, Generation, Lsn, Position, SEGMENT_SIZE_MAX_BYTES, Ticket};
@@ -282,6 +283,18 @@ impl Log {
     /// Which file holds which filling.
     pub fn fillings(&self) -> impl Iterator<Item = (Generation, u32)> + '_ {
         self.segments.iter().filter(|s| s.generation != 0).map(|s| (s.generation, s.index))
+    }
+
+    /// Where durable records lie, in the order of their numbers.
+    #[must_use]
+    pub fn extents(&self) -> Vec<Extent> {
+        let used = self.segments.iter().filter(|s| matches!(s.state, State::Active | State::Sealed));
+        let mut extents: Vec<Extent> = used
+            .filter(|s| s.end > FIRST_BATCH)
+            .map(|s| Extent { generation: s.generation, segment: s.index, end: s.end })
+            .collect();
+        extents.sort_unstable_by_key(|extent| extent.generation);
+        extents
     }
 
     /// A segment is being made ready.

@@ -75,6 +75,8 @@ pub(crate) struct Known {
     pub(crate) generation: Generation,
     /// Of the first batch; `None` when that one is damaged.
     pub(crate) first_lsn: Option<Lsn>,
+    /// What the first whole batch calls synced, if it is not the first.
+    probed: Lsn,
     pub(crate) end: u32,
     pub(crate) last_lsn: Lsn,
 }
@@ -88,8 +90,7 @@ pub(crate) struct Layout {
     /// The others.
     pub(crate) free: Vec<Known>,
     pub(crate) seals: FxHashMap<Generation, Seal>,
-    /// Seals that only the header of a free segment names.
-    loose_seals: Vec<Seal>,
+    headers: Vec<SegmentHeader>,
     pub(crate) bad_headers: Vec<u32>,
 }
 
@@ -119,11 +120,7 @@ impl Layout {
         }
         layout.used.sort_by_key(|known| known.generation);
         layout.sort_out(medium);
-        for header in &headers {
-            if layout.free.iter().any(|known| known.generation == header.generation) {
-                layout.loose_seals.extend(&header.seals);
-            }
-        }
+        layout.headers = headers;
         layout
     }
 
@@ -138,6 +135,7 @@ impl Layout {
             size: file.size,
             generation: generation.unwrap_or(0),
             first_lsn: None,
+            probed: Lsn(0),
             end: FIRST_BATCH,
             last_lsn: Lsn(0),
         };
@@ -172,14 +170,15 @@ impl Layout {
         let newest = self.used.last().map_or(0, |known| known.generation);
         let next = self.free.iter().map(|known| known.generation).filter(|g| *g > newest).min();
         let free = std::mem::take(&mut self.free);
-        for known in free {
+        for mut known in free {
             let suspicious =
                 known.generation != 0 && (known.generation < newest || Some(known.generation) == next);
             if suspicious && !is_void_in(&self.seals, &known) {
                 let limit = if known.generation < newest { known.size } else { 2 * BATCH_BYTES_MAX };
                 let seed = Seed::new(salt, known.generation);
                 let mut scanner = Scanner::new(known.index, known.size, known.generation, seed);
-                if scanner.next_batch(medium, FIRST_BATCH, limit.min(known.size)).is_some() {
+                if let Some((_, batch)) = scanner.next_batch(medium, FIRST_BATCH, limit.min(known.size)) {
+                    known.probed = batch.synced_through;
                     self.used.push(known);
                     continue;
                 }
@@ -289,10 +288,9 @@ impl Recovery {
 
     /// When all is read: what the log goes on from.
     #[must_use]
-    pub fn finish(mut self) -> Recovered {
+    pub fn finish(self) -> Recovered {
         let mut next_lsn = self.expected.unwrap_or(Lsn(1)).max(self.from);
-        let mut seals = std::mem::take(&mut self.layout.loose_seals);
-        seals.retain(|seal| self.layout.used.iter().any(|known| known.generation == seal.generation));
+        let mut seals = self.loose_seals();
         for seal in self.layout.seals.values() {
             next_lsn = next_lsn.max(seal.next_lsn);
         }
@@ -306,6 +304,16 @@ impl Recovery {
         let surplus = seals.len().saturating_sub(SEALS_MAX);
         seals.drain(..surplus);
         Recovered { salt: self.salt, segments: self.segments(), next_lsn, next_generation, seals }
+    }
+
+    /// Ends that only the header of a segment without content names: it will be written over.
+    fn loose_seals(&self) -> Vec<Seal> {
+        let used = &self.layout.used;
+        let has_content =
+            |generation| used.iter().any(|known| known.generation == generation && known.end > FIRST_BATCH);
+        let loose = self.layout.headers.iter().filter(|header| !has_content(header.generation));
+        let seals = loose.flat_map(|header| header.seals.iter().copied());
+        seals.filter(|seal| used.iter().any(|known| known.generation == seal.generation)).collect()
     }
 
     fn segments(&self) -> Vec<Segment> {
@@ -353,7 +361,8 @@ impl Recovery {
         self.current = start.unwrap_or(0);
         for i in 0..self.current {
             let last = used[i + 1..].iter().find_map(|known| known.first_lsn).unwrap_or(from);
-            used[i].end = used[i].size;
+            let seal = self.layout.seals.get(&used[i].generation);
+            used[i].end = seal.map_or(used[i].size, |seal| seal.end.min(used[i].size));
             used[i].last_lsn = Lsn(last.0.saturating_sub(1));
         }
     }
@@ -442,8 +451,10 @@ impl Recovery {
         } else if sealed {
             false
         } else {
-            let next = self.layout.used.get(self.current + 1).and_then(|next| next.first_lsn);
-            next == Some(expected)
+            self.layout.used.get(self.current + 1).is_some_and(|next| match next.first_lsn {
+                Some(first) => first == expected,
+                None => next.probed < expected,
+            })
         };
         if ends_here {
             if self.is_last() && self.offset < limit && !sealed {

@@ -63,6 +63,11 @@ impl Scanner {
         Self { segment, size, generation, seed, window: Vec::new(), at: 0, hint: WINDOW_MIN_BYTES }
     }
 
+    /// Reads anew what may have been written since.
+    pub(crate) fn forget(&mut self) {
+        self.window.clear();
+    }
+
     /// The batch header at `offset`, if a valid one is there.
     pub(crate) fn batch(&mut self, medium: &mut impl Medium, offset: u32) -> Option<BatchHeader> {
         if offset.checked_add(SECTOR_BYTES)? > self.size {

@@ -12,7 +12,7 @@
 use bytes::Bytes;
 use postrider_spool::testing::{Dice, Faults, SimDisk};
 use postrider_spool::{
-    Append, Body, Health, Log, Lsn, Op, Position, Recovery, Settings, Ticket, read_record,
+    Append, Body, Follower, Health, Log, Lsn, Op, Position, Recovery, Settings, Ticket, read_record,
 };
 use std::collections::BTreeMap;
 
@@ -28,6 +28,8 @@ struct Fate {
     released: bool,
     /// A checkpoint that recovery may start from holds it.
     in_checkpoint: bool,
+    /// The journal's follower has seen it.
+    followed: bool,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -47,6 +49,7 @@ struct World {
     /// The two kept checkpoints' starts, newest last.
     checkpoints: Vec<Lsn>,
     reads: u64,
+    follower: Follower,
     seed: u64,
 }
 
@@ -83,6 +86,7 @@ impl World {
             disk.room_bytes = (5 + dice.below(6)) * (64 << 10);
         }
         let log = Log::new(settings, dice.roll());
+        let follower = Follower::new(log.salt(), Lsn(1));
         Self {
             disk,
             log,
@@ -92,6 +96,7 @@ impl World {
             next: [1; 3],
             checkpoints: vec![],
             reads: 0,
+            follower,
             seed,
         }
     }
@@ -130,6 +135,7 @@ impl World {
             position: None,
             released: false,
             in_checkpoint: false,
+            followed: false,
         };
         self.fates.insert((shard, ticket), fate);
     }
@@ -224,7 +230,38 @@ impl World {
         if self.checkpoints.len() > 2 {
             self.checkpoints.remove(0);
         }
-        self.log.journaled(self.log.durable());
+    }
+
+    /// The journal's follower sees every durable record once, in order, and nothing else.
+    fn follow(&mut self) {
+        let faults = std::mem::take(&mut self.disk.faults);
+        self.follower.look_again();
+        let extents = self.log.extents();
+        let mut before = self.follower.next_lsn();
+        while let Some(record) = self.follower.next(&mut self.disk, &extents) {
+            assert!(record.lsn >= before, "seed {}", self.seed);
+            before = record.lsn.next();
+            let key = ticket_of(record.head);
+            if record.copied {
+                continue;
+            }
+            let fate = self
+                .fates
+                .get_mut(&key)
+                .unwrap_or_else(|| panic!("seed {}: {key:?} followed late", self.seed));
+            assert_eq!(fate.state, State::Durable, "seed {}: {key:?} followed", self.seed);
+            assert!(!fate.followed, "seed {}: {key:?} followed twice", self.seed);
+            fate.followed = true;
+        }
+        for (key, fate) in &self.fates {
+            assert!(
+                fate.followed || fate.state != State::Durable,
+                "seed {}: {key:?} not followed",
+                self.seed
+            );
+        }
+        self.disk.faults = faults;
+        self.log.journaled(Lsn(self.follower.next_lsn().0 - 1));
     }
 
     /// The power goes; the log comes back; everything that was promised is there.
@@ -295,7 +332,8 @@ impl World {
             log.checkpointed(older);
             log.checkpointed(newer);
         }
-        log.journaled(log.durable());
+        self.follower = Follower::new(log.salt(), self.follower.next_lsn());
+        log.journaled(Lsn(self.follower.next_lsn().0 - 1));
         self.log = log;
         self.check_bodies();
         self.disk.faults = faults;
@@ -318,6 +356,7 @@ impl World {
     fn forget_the_finished(&mut self) {
         self.fates.retain(|_, fate| {
             fate.state == State::Waiting
+                || (fate.state == State::Durable && !fate.followed)
                 || (fate.state == State::Durable && (!fate.in_checkpoint || (fate.message && !fate.released)))
         });
     }
@@ -344,7 +383,8 @@ fn run(seed: u64, tally: &mut Tally) {
                 0..40 => world.append(),
                 40..43 => world.release_some(),
                 43 => world.log.tick(),
-                44 if world.log.checkpoint_due() => world.checkpoint(),
+                44 => world.follow(),
+                45 if world.log.checkpoint_due() => world.checkpoint(),
                 _ => {
                     world.step(false);
                 }
@@ -364,6 +404,9 @@ fn run(seed: u64, tally: &mut Tally) {
         world.disk.faults.read = 0;
         world.check_bodies();
         world.step(true);
+        if world.dice.chance(500) {
+            world.follow();
+        }
         world.crash_and_recover();
         world.forget_the_finished();
     }
@@ -377,7 +420,7 @@ fn what_was_called_durable_survives_every_crash_in_order() {
         run(seed.parse().unwrap(), &mut tally);
         return;
     }
-    let seeds = std::env::var("SPOOL_SEEDS").map_or(600, |n| n.parse().unwrap());
+    let seeds = std::env::var("SPOOL_SEEDS").map_or(300, |n| n.parse().unwrap());
     for seed in 0..seeds {
         run(seed, &mut tally);
     }
