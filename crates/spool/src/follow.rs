@@ -74,10 +74,9 @@ impl Follower {
 
     /// Loads a further batch. False: there is none for now.
     fn advance(&mut self, medium: &mut impl Medium, extents: &[Extent]) -> bool {
-        if let Some(extent) = extents.iter().find(|extent| extent.generation == self.generation) {
-            if self.take_batch(medium, extent) {
-                return true;
-            }
+        let current = extents.iter().find(|extent| extent.generation == self.generation);
+        if current.is_some_and(|extent| self.take_batch(medium, extent)) {
+            return true;
         }
         // The next segment; one that is damaged is passed over as recovery does.
         let behind = extents.iter().filter(|extent| extent.generation > self.generation);
