@@ -12,6 +12,8 @@
 //! | RFC5322 | no | literals of unknown kind, and what is too long for SMTP |
 //! | ERR | no | no address at all |
 
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking, in its helpers too")]
+
 use postrider_model::Mailbox;
 
 fn is_accepted(category: &str, diagnosis: &str) -> bool {
