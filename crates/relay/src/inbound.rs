@@ -5,6 +5,7 @@ use crate::outbound::READ_MAX;
 use crate::timers::Owner;
 use crate::workers::Work;
 use mio::Token;
+use postrider_auth::Verdict;
 use postrider_ingress::{Overload, Session, SessionContext, SessionTls, TlsInfo, Wants};
 use postrider_model::Timestamp;
 use postrider_model::snapshot::Protocol;
@@ -198,7 +199,7 @@ impl EventLoop {
     }
 
     /// A password was checked.
-    pub(crate) fn verdict(&mut self, now: Timestamp, key: usize, id: u32, verdict: postrider_auth::Verdict) {
+    pub(crate) fn verdict(&mut self, now: Timestamp, key: usize, id: u32, verdict: Verdict) {
         let Some(inbound) = self.sessions.get_mut(key).filter(|inbound| inbound.id == id) else { return };
         if let Phase::Session(session) = &mut inbound.phase {
             session.auth_verdict(now, verdict);
@@ -343,8 +344,13 @@ impl EventLoop {
             self.awaited.push_back((ticket, key, inbound.id));
         }
         if let Some(job) = session.take_auth_job() {
-            let work = Work::Verify { key, id: inbound.id, job: Box::new(job) };
-            self.shared.workers.assign(work, &self.inbox);
+            if self.shared.workers.know(&job, now) {
+                session.auth_verdict(now, Verdict::Accepted);
+                progress = true;
+            } else {
+                let work = Work::Verify { key, id: inbound.id, at: now, job: Box::new(job) };
+                self.shared.workers.assign(work, &self.inbox);
+            }
         }
         progress |= !session.output().is_empty();
         match write_all(&mut inbound.stream, session.output()) {

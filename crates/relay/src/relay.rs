@@ -182,7 +182,10 @@ impl Relay {
         let committer = Committer::start(recovered, wakers)?;
         let handle = committer.handle();
         let reader = committer.reader();
-        let workers = Workers::start(WORKERS, &reader, &sandbox)?;
+        let mut secret = [0; 32];
+        aws_lc_rs::rand::fill(&mut secret)
+            .map_err(|_| std::io::Error::other("the system gives no random octets"))?;
+        let workers = Workers::start(WORKERS, &reader, &sandbox, secret)?;
         let checkpointer =
             Checkpointer::start(handle.clone(), committer.checkpoints().clone(), inboxes.clone())?;
         let shared = Arc::new(Shared::new(Arc::new(loadout), workers, resolver, inboxes));

@@ -3,10 +3,10 @@
 
 use crate::inbox::Inbox;
 use crate::letter::Letter;
-use postrider_auth::Job as AuthJob;
+use postrider_auth::{AcceptedPasswords, Job as AuthJob, Verdict};
 use postrider_disk::Reader;
 use postrider_engine::{Capture, JobId, Loaded, Stored};
-use postrider_model::Mailbox;
+use postrider_model::{Mailbox, Timestamp};
 use postrider_spool::Position;
 use postrider_vault::{CapturedMessage, Sandbox};
 use std::collections::VecDeque;
@@ -16,7 +16,7 @@ use std::thread::JoinHandle;
 pub(crate) enum Work {
     Load { job: JobId, position: Position },
     Capture(Box<Capture>),
-    Verify { key: usize, id: u32, job: Box<AuthJob> },
+    Verify { key: usize, id: u32, at: Timestamp, job: Box<AuthJob> },
 }
 
 struct Assigned {
@@ -33,23 +33,32 @@ struct Bench {
 /// A few threads with one list of work.
 pub(crate) struct Workers {
     bench: Arc<Bench>,
+    accepted: Arc<Mutex<AcceptedPasswords>>,
     threads: Mutex<Vec<JoinHandle<()>>>,
 }
 
 impl Workers {
-    pub(crate) fn start(count: usize, reader: &Reader, sandbox: &Arc<Sandbox>) -> std::io::Result<Self> {
+    /// `secret` is random and of this run only.
+    pub(crate) fn start(
+        count: usize,
+        reader: &Reader,
+        sandbox: &Arc<Sandbox>,
+        secret: [u8; 32],
+    ) -> std::io::Result<Self> {
         let bench = Arc::new(Bench::default());
+        let accepted = Arc::new(Mutex::new(AcceptedPasswords::new(secret)));
         let mut threads = Vec::new();
         for n in 0..count.max(1) {
             let (bench, reader, sandbox) = (bench.clone(), reader.clone(), sandbox.clone());
+            let accepted = accepted.clone();
             let thread = std::thread::Builder::new().name(format!("worker-{n}")).spawn(move || {
                 while let Some(Assigned { work, inbox }) = bench.take() {
-                    inbox.send(perform(work, &reader, &sandbox));
+                    inbox.send(perform(work, &reader, &sandbox, &accepted));
                 }
             })?;
             threads.push(thread);
         }
-        Ok(Workers { bench, threads: Mutex::new(threads) })
+        Ok(Workers { bench, accepted, threads: Mutex::new(threads) })
     }
 
     pub(crate) fn assign(&self, work: Work, inbox: &Inbox<Letter>) {
@@ -57,6 +66,12 @@ impl Workers {
         state.0.push_back(Assigned { work, inbox: inbox.clone() });
         drop(state);
         self.bench.bell.notify_one();
+    }
+
+    /// True if this password was accepted a short while ago, so that it need not be checked again: a client
+    /// that connects for each message does not cost PBKDF2 each time.
+    pub(crate) fn know(&self, job: &AuthJob, now: Timestamp) -> bool {
+        self.accepted.lock().unwrap_or_else(PoisonError::into_inner).knows(job, now)
     }
 
     /// Lets the threads end what they do and stops them.
@@ -84,13 +99,19 @@ impl Bench {
     }
 }
 
-fn perform(work: Work, reader: &Reader, sandbox: &Sandbox) -> Letter {
+fn perform(work: Work, reader: &Reader, sandbox: &Sandbox, accepted: &Mutex<AcceptedPasswords>) -> Letter {
     match work {
         Work::Load { job, position } => Letter::Loaded { job, loaded: load(reader, position) },
         Work::Capture(capture) => {
             Letter::Captured { job: capture.job, result: keep(&capture, reader, sandbox) }
         }
-        Work::Verify { key, id, job } => Letter::Verdict { key, id, verdict: job.verify() },
+        Work::Verify { key, id, at, job } => {
+            let verdict = job.verify();
+            if verdict == Verdict::Accepted {
+                accepted.lock().unwrap_or_else(PoisonError::into_inner).remember(&job, at);
+            }
+            Letter::Verdict { key, id, verdict }
+        }
     }
 }
 
