@@ -1,0 +1,230 @@
+//! A place in which Debian's servers run unchanged, each under its own paths and users, beside each other and
+//! beside whatever the machine has installed: a mount and PID namespace over unpacked packages.
+
+use crate::command::quietly_or_updated;
+use crate::site::{Site, dying_with_us, once, shared_folder, until};
+use anyhow::{Context, Result, ensure};
+use std::fs;
+use std::os::unix::fs::symlink;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::time::Duration;
+
+/// A room's first process is there within this time.
+const START: Duration = Duration::from_secs(10);
+
+/// Debian packages with what they need beyond the machine, unpacked.
+#[derive(Clone, Debug)]
+pub struct Packages {
+    root: PathBuf,
+}
+
+impl Packages {
+    /// Downloads and unpacks, once for all tests.
+    ///
+    /// # Errors
+    /// No root, no apt-get, no such package.
+    pub fn unpack(name: &str, packages: &[&str]) -> Result<Packages> {
+        ensure!(rustix::process::geteuid().is_root(), "servers are unpacked and started as root only");
+        let folder = shared_folder("packages").join(name);
+        let root = folder.join("root");
+        fs::create_dir_all(&folder)?;
+        once(&folder.join("unpacked"), || {
+            let debs = folder.join("deb");
+            fs::create_dir_all(debs.join("partial"))?;
+            let mut download = Command::new("apt-get");
+            download.args([
+                "install",
+                "--download-only",
+                "--reinstall",
+                "-y",
+                "-qq",
+                "--no-install-recommends",
+            ]);
+            download.args(["-o", "Debug::NoLocking=1", "-o"]);
+            download.arg(format!("Dir::Cache::archives={}/", debs.display())).args(packages);
+            quietly_or_updated(&mut download)?;
+            for deb in fs::read_dir(&debs)? {
+                let deb = deb?.path();
+                if deb.extension().is_some_and(|kind| kind == "deb") {
+                    let status = Command::new("dpkg").arg("-x").arg(&deb).arg(&root).status()?;
+                    ensure!(status.success(), "dpkg -x {} failed", deb.display());
+                }
+            }
+            Ok(())
+        })?;
+        Ok(Packages { root })
+    }
+}
+
+/// A user of a room, with a group of the same name and number.
+#[derive(Clone, Copy, Debug)]
+pub struct User {
+    /// Its name.
+    pub name: &'static str,
+    /// Its number and that of its group.
+    pub id: u32,
+}
+
+/// A room before anything runs in it.
+#[derive(Debug)]
+pub struct Room {
+    folder: PathBuf,
+    usr: PathBuf,
+}
+
+impl Room {
+    /// Makes a fresh room: the machine's /usr under the packages', a copy of /etc, everything else its own.
+    ///
+    /// # Errors
+    /// A file that cannot be written.
+    pub fn build(site: &Site, name: &str, packages: &Packages, users: &[User]) -> Result<Room> {
+        let folder = site.path(name);
+        for name in [
+            "usr",
+            "etc",
+            "dev",
+            "proc",
+            "tmp",
+            "run",
+            "root",
+            "var/lib",
+            "var/log",
+            "var/spool",
+            "var/tmp",
+            "mail",
+        ] {
+            fs::create_dir_all(folder.join(name))?;
+        }
+        for name in ["bin", "sbin", "lib", "lib64"] {
+            symlink(format!("usr/{name}"), folder.join(name))?;
+        }
+        symlink("/run", folder.join("var/run"))?;
+        copy(Path::new("/etc"), &folder.join("etc"))?;
+        // Packages that put libraries beside /usr instead of into it.
+        for name in ["lib", "bin", "sbin"] {
+            let beside = packages.root.join(name);
+            if beside.is_dir() && !beside.is_symlink() {
+                fs::create_dir_all(packages.root.join("usr").join(name))?;
+                copy(&beside, &packages.root.join("usr").join(name))?;
+            }
+        }
+        if packages.root.join("etc").is_dir() {
+            copy(&packages.root.join("etc"), &folder.join("etc"))?;
+        }
+        for file in ["etc/passwd", "etc/group"] {
+            let path = folder.join(file);
+            let mut text = fs::read_to_string(&path)?;
+            for User { name, id } in users {
+                let begin = format!("{name}:");
+                text = text
+                    .lines()
+                    .filter(|old| !old.starts_with(&begin))
+                    .map(|old| format!("{old}\n"))
+                    .collect();
+                text += &match file {
+                    "etc/passwd" => format!("{name}:x:{id}:{id}::/nonexistent:/usr/sbin/nologin\n"),
+                    _ => format!("{name}:x:{id}:\n"),
+                };
+            }
+            fs::write(path, text)?;
+        }
+        Ok(Room { folder, usr: packages.root.join("usr") })
+    }
+
+    /// A path of the room, as seen from outside.
+    #[must_use]
+    pub fn path(&self, path: &str) -> PathBuf {
+        self.folder.join(path.trim_start_matches('/'))
+    }
+
+    /// Writes a file, given by its path in the room.
+    ///
+    /// # Errors
+    /// It cannot be written.
+    pub fn write(&self, path: &str, text: impl AsRef<[u8]>) -> Result<()> {
+        let path = self.path(path);
+        if let Some(parent) = path.parent() {
+            fs::create_dir_all(parent)?;
+        }
+        // What stands there may be a link out of the room.
+        let _ = fs::remove_file(&path);
+        fs::write(&path, text).with_context(|| format!("cannot write {}", path.display()))
+    }
+
+    /// Runs a script as the room's first process; what it starts in the background ends with it.
+    ///
+    /// # Errors
+    /// Namespaces or mounts are not allowed here.
+    pub fn start(self, script: &str) -> Result<Running> {
+        self.write("/start", script)?;
+        let enter = format!(
+            "mount -t overlay overlay -o lowerdir={usr}:/usr {room}/usr && mount --rbind /dev {room}/dev && \
+             mount -t proc proc {room}/proc && touch {room}/run/entered && exec chroot {room} /bin/sh /start",
+            usr = self.usr.display(),
+            room = self.folder.display(),
+        );
+        let log = fs::File::create(self.folder.join("output"))?;
+        let child = dying_with_us(Path::new("unshare"))
+            .args(["--mount", "--pid", "--fork", "--kill-child", "sh", "-c", &enter])
+            .stdin(Stdio::null())
+            .stdout(log.try_clone()?)
+            .stderr(log)
+            .spawn()
+            .context("cannot start unshare")?;
+        let mut running = Running { child, room: self };
+        until("a room is entered", START, || {
+            let ended = running.child.try_wait().unwrap().is_some();
+            (ended || running.room.path("run/entered").exists()).then_some(())
+        });
+        ensure!(running.child.try_wait()?.is_none(), "the room is empty: {}", running.output());
+        Ok(running)
+    }
+}
+
+/// A room with processes in it. They end when this is dropped.
+#[derive(Debug)]
+pub struct Running {
+    child: Child,
+    /// The room.
+    pub room: Room,
+}
+
+impl Running {
+    /// Runs a command in the room's file system and process space; gives what it printed.
+    ///
+    /// # Errors
+    /// It failed.
+    pub fn enter(&self, command: &str) -> Result<String> {
+        let children = fs::read_to_string(format!("/proc/{0}/task/{0}/children", self.child.id()))?;
+        let pid = children.split_whitespace().next().context("the room is empty")?;
+        let output = Command::new("nsenter")
+            .args(["--mount", "--pid", "--root", "--target", pid, "sh", "-c", command])
+            .stdin(Stdio::null())
+            .output()?;
+        ensure!(output.status.success(), "{command}: {}", String::from_utf8_lossy(&output.stderr));
+        Ok(String::from_utf8_lossy(&output.stdout).into_owned())
+    }
+
+    /// What the room's processes printed.
+    #[must_use]
+    pub fn output(&self) -> String {
+        fs::read_to_string(self.room.path("output")).unwrap_or_default()
+    }
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+        if std::thread::panicking() {
+            eprintln!("--- {}\n{}", self.room.folder.display(), self.output());
+        }
+    }
+}
+
+fn copy(from: &Path, to: &Path) -> Result<()> {
+    let status = Command::new("cp").arg("-a").arg(from.join(".")).arg(to).status()?;
+    ensure!(status.success(), "cannot copy {}", from.display());
+    Ok(())
+}
