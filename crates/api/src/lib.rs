@@ -15,6 +15,7 @@
 //! | `GET /v1/explain?target=` | why a recipient, an address or a domain waits |
 //! | `GET /v1/lanes`, `/v1/totals`, `/v1/suspensions` | what moves, what was counted, what is stopped |
 //! | `GET, DELETE /v1/sandbox/messages` | captured mail; `…/{id}` one of it, `…/{id}/content` as it came |
+//! | `GET /v1/spool` | figures of the log |
 //! | `GET /v1/metrics` | Prometheus text |
 //! | `GET /v1/health` | what runs, since when, where it listens |
 //! | `POST /v1/reload` | reads the configuration again |
@@ -36,7 +37,7 @@ mod sandbox;
 mod server;
 
 pub use client::{Client, ClientError, query};
-pub use port::{Captured, Health, ListenerView, Relay, Unavailable, Wanted};
+pub use port::{Captured, Health, ListenerView, Relay, SpoolView, Unavailable, Wanted};
 pub use queue::Order;
 pub use server::{BindError, Server, bind, start};
 

@@ -1,5 +1,6 @@
 //! Totals and lanes in Prometheus' text form.
 
+use crate::port::SpoolView;
 use postrider_engine::operate::{LaneView, Totals};
 use std::fmt::Write as _;
 
@@ -49,6 +50,36 @@ pub(crate) fn text(totals: &Totals, lanes: &[LaneView], version: &str, uptime_s:
     of_lanes("lane_connections", "Open connections of a lane.", &|lane| u64::from(lane.connections));
     of_lanes("lane_window", "Connections that a lane may open.", &|lane| u64::from(lane.window));
     out.push_str(more);
+    out
+}
+
+/// Figures of the log.
+pub(crate) fn spool(view: &SpoolView) -> String {
+    let rows = [
+        ("spool_segments", "gauge", "Segment files of the log.", u64::from(view.segments)),
+        ("spool_free_segments", "gauge", "Of these, free.", u64::from(view.free_segments)),
+        (
+            "spool_suspect_segments",
+            "gauge",
+            "Of these, given up after a failure.",
+            u64::from(view.suspect_segments),
+        ),
+        ("spool_live_bytes", "gauge", "Octets of records that are still needed.", view.live_bytes),
+        ("spool_live_records", "gauge", "Records that are still needed.", view.live_records),
+        ("spool_syncs_total", "counter", "Syncs since the start.", view.syncs),
+        ("spool_batches_total", "counter", "Batches written since the start.", view.batches),
+        ("spool_records_total", "counter", "Records written since the start.", view.records),
+        ("spool_bytes_total", "counter", "Octets written since the start.", view.bytes),
+        ("spool_lost_total", "counter", "Records that could not be taken.", view.lost),
+        ("spool_takes_messages", "gauge", "1 if the log takes messages.", u64::from(view.health == "good")),
+    ];
+    let mut out = String::new();
+    for (name, kind, help, value) in rows {
+        let _ = write!(
+            out,
+            "# HELP postrider_{name} {help}\n# TYPE postrider_{name} {kind}\npostrider_{name} {value}\n"
+        );
+    }
     out
 }
 

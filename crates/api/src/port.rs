@@ -28,6 +28,9 @@ pub trait Relay: Clone + Send + Sync + 'static {
     /// What runs.
     fn health(&self) -> Health;
 
+    /// Figures of the log; `None` if it does not answer.
+    fn spool(&self) -> Option<SpoolView>;
+
     /// Metrics beyond totals and lanes, in Prometheus' text form.
     fn metrics(&self) -> String;
 
@@ -83,6 +86,39 @@ pub struct Captured {
     pub subject: String,
     /// Octets of content.
     pub size: u64,
+}
+
+/// Figures of the log.
+#[derive(Clone, Debug, Default, Serialize)]
+pub struct SpoolView {
+    /// `good`, `full` (no room for messages, deliveries go on) or `failing` (nothing can be synced).
+    pub health: &'static str,
+    /// Segment files.
+    pub segments: u32,
+    /// Of these: free.
+    pub free_segments: u32,
+    /// Of these: given up after a failed write or sync.
+    pub suspect_segments: u32,
+    /// Records that are still needed.
+    pub live_records: u64,
+    /// Their octets, about.
+    pub live_bytes: u64,
+    /// Batches written since the start.
+    pub batches: u64,
+    /// Syncs since the start.
+    pub syncs: u64,
+    /// Records written since the start.
+    pub records: u64,
+    /// Octets written since the start.
+    pub bytes: u64,
+    /// Records copied forward since the start.
+    pub copied: u64,
+    /// Records that should have been copied and could not be read.
+    pub unreadable: u64,
+    /// Records that could not be taken; whoever gave them was told.
+    pub lost: u64,
+    /// The last record that is durable.
+    pub durable: u64,
 }
 
 /// What runs.

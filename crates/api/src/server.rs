@@ -1,6 +1,6 @@
 //! The socket and the thread behind it.
 
-use crate::port::{Health, Relay};
+use crate::port::{Health, Relay, SpoolView};
 use crate::problem::Problem;
 use crate::{SOCKET_NAME, metrics, queue, sandbox};
 use axum::Router;
@@ -139,6 +139,7 @@ fn router<R: Relay>(relay: R) -> Router {
         .route("/v1/sandbox/messages", get(sandbox::list::<R>).delete(sandbox::clear::<R>))
         .route("/v1/sandbox/messages/{id}", get(sandbox::show::<R>).delete(sandbox::delete::<R>))
         .route("/v1/sandbox/messages/{id}/content", get(sandbox::content::<R>))
+        .route("/v1/spool", get(spool::<R>))
         .route("/v1/metrics", get(metrics_text::<R>))
         .route("/v1/health", get(health::<R>))
         .route("/v1/reload", post(reload::<R>))
@@ -154,6 +155,10 @@ async fn health<R: Relay>(State(relay): State<R>) -> axum::Json<Health> {
     axum::Json(relay.health())
 }
 
+async fn spool<R: Relay>(State(relay): State<R>) -> Result<axum::Json<SpoolView>, Problem> {
+    relay.spool().map(axum::Json).ok_or_else(Problem::timeout)
+}
+
 async fn metrics_text<R: Relay>(State(relay): State<R>) -> Result<impl IntoResponse, Problem> {
     let Response::Totals(totals) = queue::ask(&relay, Request::Totals).await? else {
         return Err(Problem::timeout());
@@ -162,7 +167,8 @@ async fn metrics_text<R: Relay>(State(relay): State<R>) -> Result<impl IntoRespo
         return Err(Problem::timeout());
     };
     let health = relay.health();
-    let text = metrics::text(&totals, &lanes, &health.version, health.uptime_s, &relay.metrics());
+    let more = metrics::spool(&relay.spool().unwrap_or_default()) + &relay.metrics();
+    let text = metrics::text(&totals, &lanes, &health.version, health.uptime_s, &more);
     Ok(([(header::CONTENT_TYPE, "text/plain; version=0.0.4; charset=utf-8")], text))
 }
 

@@ -1,7 +1,8 @@
 //! The API over a real Unix socket, with a relay that only remembers what it was asked.
 
 use postrider_api::{
-    BindError, Captured, Client, ClientError, Health, ListenerView, Relay, Server, Unavailable, Wanted,
+    BindError, Captured, Client, ClientError, Health, ListenerView, Relay, Server, SpoolView, Unavailable,
+    Wanted,
 };
 use postrider_engine::operate::{
     Act, ActView, Explanation, Filter, LaneView, RecipientView, Request, Response, Totals,
@@ -145,6 +146,10 @@ impl Relay for Fake {
         }
     }
 
+    fn spool(&self) -> Option<SpoolView> {
+        (!self.dead).then(|| SpoolView { health: "good", segments: 4, syncs: 7, ..SpoolView::default() })
+    }
+
     fn metrics(&self) -> String {
         "postrider_more 1\n".into()
     }
@@ -266,6 +271,7 @@ fn a_relay_that_stops_is_unavailable() {
     let running = running(&Fake { dead: true, ..Fake::default() });
     let (status, detail) = refusal(running.client.get("/v1/lanes"));
     assert_eq!((status, detail.as_str()), (503, "the relay stops"));
+    assert_eq!(refusal(running.client.get("/v1/spool")).0, 504);
 }
 
 #[test]
@@ -308,6 +314,8 @@ fn metrics_are_prometheus_text() {
         "postrider_recipients_total{state=\"delivered\"} 3",
         "postrider_messages_accepted_total 9",
         "postrider_lane_waiting{lane=\"mx example.net\"} 5",
+        "postrider_spool_syncs_total 7",
+        "postrider_spool_takes_messages 1",
         "postrider_more 1",
     ] {
         assert!(text.lines().any(|have| have == line), "{line} is missing in\n{text}");

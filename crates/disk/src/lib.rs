@@ -1,7 +1,7 @@
 //! The shell of the log: runs the spool's operations on files.
 //!
 //! **For:** the committer thread, which alone writes the log; reading records back; opening a data
-//! directory; checkpoints.
+//! directory; checkpoints; inspecting a log from outside ([`inspect`]).
 //! **Promises:** one vectored write and one sync per batch, on one thread; each shard is woken at most once
 //! per batch; no error of the operating system ever looks like success; one process per directory.
 //! **Never:** a look into a record, or a decision: those are `spool`'s.
@@ -30,12 +30,14 @@ mod checkpoint;
 mod committer;
 mod desk;
 mod files;
+mod inspect;
 mod open;
 mod reader;
 
 pub use checkpoint::{Checkpoints, Manifest, Part, PartError};
 pub use committer::Committer;
 pub use desk::CommitterHandle;
+pub use inspect::{Inspection, inspect};
 pub use open::{OpenError, Opened, Recovered, open, open_with};
 pub use postrider_spool::{Record, RecordError as ReadError, Replayed as ReplayedRecord};
 pub use reader::Reader;

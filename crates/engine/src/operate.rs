@@ -292,13 +292,39 @@ impl Response {
             // Standing suspensions are the same on every shard.
             (Response::Suspensions(a), Response::Suspensions(_)) => Response::Suspensions(a),
             (Response::Explanations(a), Response::Explanations(b)) => {
-                Response::Explanations(if a.is_empty() { b } else { a.into_iter().chain(b).collect() })
+                Response::Explanations(merge_explanations(a, b))
             }
             (Response::Lanes(a), Response::Lanes(b)) => Response::Lanes(merge_lanes(a, b)),
             (Response::Totals(a), Response::Totals(b)) => Response::Totals(merge_totals(a, b)),
             (a, _) => a,
         }
     }
+}
+
+/// A domain is explained by every shard: theirs become one, its causes those of the shards that have a lane.
+fn merge_explanations(mut a: Vec<Explanation>, b: Vec<Explanation>) -> Vec<Explanation> {
+    for other in b {
+        let same = |known: &&mut Explanation| {
+            known.recipient.is_none() && other.recipient.is_none() && known.subject == other.subject
+        };
+        match a.iter_mut().find(same) {
+            None => a.push(other),
+            Some(_) if other.lane.is_none() => {}
+            Some(known) if known.lane.is_none() => *known = other,
+            Some(known) => {
+                let lanes =
+                    merge_lanes(known.lane.take().into_iter().collect(), other.lane.into_iter().collect());
+                known.lane = lanes.into_iter().next();
+                let more: Vec<_> =
+                    other.because.into_iter().filter(|cause| !known.because.contains(cause)).collect();
+                known.because.extend(more);
+                if known.transcript.is_empty() {
+                    known.transcript = other.transcript;
+                }
+            }
+        }
+    }
+    a
 }
 
 fn merge_lanes(mut a: Vec<LaneView>, b: Vec<LaneView>) -> Vec<LaneView> {

@@ -316,6 +316,34 @@ fn a_restart_changes_nothing() {
 }
 
 #[test]
+fn the_log_can_be_looked_into_while_and_after_a_relay_runs() {
+    let mut relay = Program::start(SANDBOX);
+    relay.ok(&["send", "--from", "ada@example.com", "--to", "bob@example.net"]);
+    relay.until("a captured message", || relay.ok(&["top", "--once"]).contains("captured: 1").then_some(()));
+    let stats = relay.json(&["spool", "stats", "--json"]);
+    assert_eq!(
+        (&stats["kinds"]["message"]["records"], &stats["running"]["health"]),
+        (&1.into(), &"good".into())
+    );
+    let metrics = String::from_utf8(relay.client().get_bytes("/v1/metrics").unwrap()).unwrap();
+    assert!(metrics.contains("\npostrider_recipients_total{state=\"captured\"} 1\n"), "{metrics}");
+    relay.stop("-TERM");
+    assert!(relay.ok(&["spool", "check"]).ends_with("no damage\n"));
+    let dumped = relay.ok(&["spool", "dump", "--kind", "message"]);
+    assert!(dumped.lines().count() == 1 && dumped.contains("bob@example.net"), "{dumped}");
+
+    let segment = relay.directory.path().join("postrider-data/spool/segment-000000");
+    let mut bytes = std::fs::read(&segment).unwrap();
+    let text = b"This message was sent by";
+    let at = bytes.windows(text.len()).position(|window| window == text).unwrap();
+    bytes[at] ^= 1;
+    std::fs::write(&segment, bytes).unwrap();
+    let checked = relay.run(&["spool", "check"]);
+    assert_eq!(checked.status.code(), Some(4));
+    assert!(String::from_utf8(checked.stdout).unwrap().contains("its body is not what was written"));
+}
+
+#[test]
 fn a_data_directory_belongs_to_one_relay() {
     let relay = Program::start(SANDBOX);
     let second = relay.fails(1, &["serve"]);

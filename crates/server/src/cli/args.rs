@@ -50,6 +50,11 @@ pub(super) enum Command {
         #[command(subcommand)]
         command: ConfigCommand,
     },
+    /// Look into the log on disk
+    Spool {
+        #[command(subcommand)]
+        command: SpoolCommand,
+    },
     /// Watch the lanes of the running relay
     Top(TopArgs),
     /// Make the verifier of a password, for `password = …` of an account
@@ -213,6 +218,26 @@ pub(super) enum ConfigCommand {
     /// Print the reference of all settings, as Markdown
     #[command(hide = true)]
     Reference,
+}
+
+#[derive(Debug, Subcommand)]
+pub(super) enum SpoolCommand {
+    /// Verify every record and every body; nothing is changed
+    ///
+    /// Best while no relay runs: the newest records of a running one may look torn.
+    Check,
+    /// Figures: files, records by kind, and those of the running relay
+    Stats {
+        /// As JSON
+        #[arg(long)]
+        json: bool,
+    },
+    /// Print every record, oldest first, one on a line
+    Dump {
+        /// Only records of this kind: message, chunk, attempt, deferral, final, control, backoff, change
+        #[arg(long)]
+        kind: Option<String>,
+    },
 }
 
 #[derive(Debug, Args)]

@@ -10,6 +10,7 @@ mod place;
 mod queue;
 mod sandbox;
 mod send;
+mod spool;
 mod top;
 
 pub use args::Cli;
@@ -53,6 +54,7 @@ fn run(cli: &Cli) -> anyhow::Result<u8> {
         Command::Sandbox { command } => sandbox::run(place, command),
         Command::Send(args) => send::run(place, args),
         Command::Config { command } => configuration::run(place, command),
+        Command::Spool { command } => spool::run(place, command),
         Command::Top(args) => top::run(place, args),
         Command::Password(args) => password::run(args),
         Command::Reload => configuration::reload(place),

@@ -2,7 +2,7 @@
 
 use crate::cli::Place;
 use crate::config::Settings;
-use postrider_api::{Captured, Health, ListenerView, Unavailable, Wanted};
+use postrider_api::{Captured, Health, ListenerView, SpoolView, Unavailable, Wanted};
 use postrider_engine::operate::{Request, Response};
 use postrider_model::Timestamp;
 use postrider_relay::Relay;
@@ -102,6 +102,14 @@ impl Adapter {
         all.iter().skip(start).take(limit).map(|kept| view(kept)).collect()
     }
 
+    fn log_health(&self) -> &'static str {
+        match self.0.relay.log().health() {
+            postrider_spool::Health::Good => "good",
+            postrider_spool::Health::Full => "full",
+            postrider_spool::Health::Failing => "failing",
+        }
+    }
+
     fn delete(&self, id: Option<&str>) -> io::Result<u64> {
         let sandbox = self.0.relay.sandbox();
         match id {
@@ -161,7 +169,12 @@ impl postrider_api::Relay for Adapter {
     fn health(&self) -> Health {
         let settings = self.0.settings.lock().unwrap_or_else(PoisonError::into_inner);
         let listeners = settings.snapshot.listeners.iter().zip(self.0.relay.addresses());
-        let status = if self.0.stopping.load(Ordering::Relaxed) { "stopping" } else { "ok" };
+        let status = match (self.0.stopping.load(Ordering::Relaxed), self.log_health()) {
+            (true, _) => "stopping",
+            (false, "good") => "ok",
+            (false, "full") => "disk full: new mail is refused, deliveries go on",
+            (false, _) => "the disk fails: no mail is taken",
+        };
         Health {
             status: status.to_owned(),
             version: env!("CARGO_PKG_VERSION").to_owned(),
@@ -180,6 +193,26 @@ impl postrider_api::Relay for Adapter {
                 .collect(),
             routes: settings.snapshot.routes.iter().map(|route| route.name.to_string()).collect(),
         }
+    }
+
+    fn spool(&self) -> Option<SpoolView> {
+        let stats = self.0.relay.log().stats()?;
+        Some(SpoolView {
+            health: self.log_health(),
+            segments: stats.segments,
+            free_segments: stats.free_segments,
+            suspect_segments: stats.suspect_segments,
+            live_records: stats.live_records,
+            live_bytes: stats.live_bytes,
+            batches: stats.batches,
+            syncs: stats.syncs,
+            records: stats.records,
+            bytes: stats.bytes,
+            copied: stats.copied,
+            unreadable: stats.unreadable,
+            lost: stats.lost,
+            durable: stats.durable.0,
+        })
     }
 
     fn metrics(&self) -> String {
