@@ -243,9 +243,10 @@ impl Shard {
             self.effects.push_back(Effect::Moved(moved.clone()));
             return;
         }
-        let known = match Kind::try_from(moved.kind) {
-            Ok(Kind::Message) => Reader::new(&moved.head).uint("message number").ok().is_some_and(|number| {
-                let slot = self.messages.find(MessageNo(number));
+        let number = Reader::new(&moved.head).uint("message number").map(MessageNo);
+        let known = match (Kind::try_from(moved.kind), number) {
+            (Ok(Kind::Message), Ok(number)) => {
+                let slot = self.messages.find(number);
                 match slot.and_then(|slot| self.messages.get_mut(slot)) {
                     Some(message) if message.position == Some(moved.from) => {
                         message.position = Some(to);
@@ -253,8 +254,8 @@ impl Shard {
                     }
                     _ => false,
                 }
-            }),
-            Ok(Kind::Chunk) => record::Chunk::decode(&moved.head).is_ok_and(|chunk| {
+            }
+            (Ok(Kind::Chunk), _) => record::Chunk::decode(&moved.head).is_ok_and(|chunk| {
                 let known = self.messages.chunks(chunk.number).get(chunk.index as usize).copied().flatten();
                 if known == Some(moved.from) {
                     self.messages.place_chunk(chunk.number, chunk.index, to);
@@ -263,6 +264,12 @@ impl Shard {
             }),
             _ => false,
         };
+        // A checkpoint that named the old place would send readers into a segment that is used again.
+        if let Some(slot) = number.ok().and_then(|number| self.messages.find(number)) {
+            for recipient in self.messages.recipients(slot) {
+                self.queue.touch(recipient);
+            }
+        }
         if !known {
             self.release_now(vec![to]);
         }

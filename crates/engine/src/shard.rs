@@ -217,6 +217,20 @@ impl Shard {
         }
     }
 
+    /// As [`Shard::poll`], but only for what the operator asked: nothing is sent or looked up.
+    pub fn poll_operator(&mut self) -> Option<Effect> {
+        if self.effects.is_empty() {
+            self.sweep(Timestamp::default());
+        }
+        self.effects.pop_front()
+    }
+
+    /// Nothing waits here.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.messages.len() == 0 && self.pending.is_empty()
+    }
+
     /// When [`Shard::poll`] has something to do though nothing comes in.
     #[must_use]
     pub fn deadline(&self) -> Option<Timestamp> {

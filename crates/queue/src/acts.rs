@@ -247,6 +247,13 @@ impl Queue {
         self.wheel.take_dirty()
     }
 
+    /// Something about the recipient changed that the queue does not know but a checkpoint must.
+    pub fn touch(&mut self, slot: RecipientSlot) {
+        if self.is_queued(slot) {
+            self.wheel.touch(self.entries[slot.0].due);
+        }
+    }
+
     /// Something in the bucket changed since [`Queue::take_dirty`].
     #[must_use]
     pub fn is_dirty(&self, bucket: Bucket) -> bool {
