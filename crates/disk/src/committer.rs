@@ -3,16 +3,21 @@
 use crate::checkpoint::Checkpoints;
 use crate::desk::{CommitterHandle, Desk, Order, TICK, Work, weight};
 use crate::files::{Disk, Files, fault, write_all_at};
+use crate::journal::Journal;
 use crate::open::Recovered;
 use crate::reader::Reader;
 use bytes::Bytes;
-use postrider_spool::{Log, Medium, Op, Prepare};
+use postrider_spool::{Log, Lsn, Medium, Op, Prepare};
 use std::fs::File;
 use std::io::{self, IoSlice};
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::sync::mpsc::{Receiver, Sender, channel};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
 use std::thread::JoinHandle;
-use std::time::Instant;
+use std::time::{Duration, Instant};
+
+/// How often events are copied and synced.
+const JOURNAL_INTERVAL: Duration = Duration::from_secs(1);
 
 /// The running committer. Stop it to end with everything durable that was handed in.
 #[derive(Debug)]
@@ -20,6 +25,10 @@ pub struct Committer {
     handle: CommitterHandle,
     reader: Reader,
     checkpoints: Checkpoints,
+    events_dir: PathBuf,
+    /// Dropped to end the journal's thread.
+    journal_end: Sender<()>,
+    journal: JoinHandle<()>,
     threads: Vec<JoinHandle<()>>,
     /// Held as long as the log is in use.
     _lock: File,
@@ -45,9 +54,26 @@ impl Committer {
                 .name("segments".into())
                 .spawn(move || prepare(&files, &desk, &prepares))?
         };
+        let events_dir = files.dir().join("events");
+        let writer = Journal::open(&events_dir, files.salt)?;
+        let (journal_end, end) = channel();
+        let journal = {
+            let (files, desk) = (files.clone(), desk.clone());
+            let name = std::thread::Builder::new().name("events".into());
+            name.spawn(move || follow(writer, &files, &desk, &end))?
+        };
         let worker = Worker { desk, files, log, to_helper, in_flight_bytes: 0, slices: Vec::new() };
         let main = std::thread::Builder::new().name("committer".into()).spawn(move || worker.run())?;
-        Ok(Self { handle, reader, checkpoints, threads: vec![main, helper], _lock: lock })
+        Ok(Self {
+            handle,
+            reader,
+            checkpoints,
+            events_dir,
+            journal_end,
+            journal,
+            threads: vec![main, helper],
+            _lock: lock,
+        })
     }
 
     /// For shards.
@@ -68,10 +94,21 @@ impl Committer {
         &self.checkpoints
     }
 
+    /// Where the event journal is; see [`crate::journal::read_from`].
+    #[must_use]
+    pub fn events_dir(&self) -> &Path {
+        &self.events_dir
+    }
+
     /// Commits what was handed in, delivers the news, and ends.
     pub fn stop(self) {
-        self.handle.0.stop();
-        for thread in self.threads {
+        drop(self.journal_end);
+        let journal = std::iter::once(self.journal);
+        // The journal asks the committer where records lie, so it ends first.
+        for (n, thread) in journal.chain(self.threads).enumerate() {
+            if n == 1 {
+                self.handle.0.stop();
+            }
             if thread.join().is_err() {
                 tracing::error!("a thread of the log panicked");
             }
@@ -87,6 +124,29 @@ fn prepare(files: &Files, desk: &Desk, prepares: &Receiver<Prepare>) {
             tracing::error!(segment = prepare.segment, %error, "a segment cannot be prepared");
         }
         desk.order(Order::Prepared(prepare.segment, outcome.map_err(|error| fault(&error))));
+    }
+}
+
+/// Copies events into the journal, once a second while there is something new, and once more at the end.
+fn follow(mut journal: Journal, files: &Files, desk: &Desk, end: &Receiver<()>) {
+    let mut journaled = Lsn(0);
+    loop {
+        let ending = end.recv_timeout(JOURNAL_INTERVAL) != Err(RecvTimeoutError::Timeout);
+        if desk.durable() > journaled {
+            let Some(extents) = desk.extents() else { return };
+            match journal.catch_up(files, &extents) {
+                Ok(lsn) => {
+                    journaled = lsn;
+                    desk.order(Order::Journaled(lsn));
+                }
+                Err(error) => {
+                    tracing::error!(%error, "the event journal cannot be written; segments wait for it");
+                }
+            }
+        }
+        if ending {
+            return;
+        }
     }
 }
 
@@ -125,6 +185,7 @@ impl Worker {
             self.deliver();
             let stuck = !busy && !self.log.is_preparing();
             if work.stop && (stuck || self.log.pending_len() == 0) {
+                self.desk.close();
                 return;
             }
         }
@@ -191,6 +252,9 @@ impl Worker {
             Order::Checkpointed(from) => self.log.checkpointed(from),
             Order::CheckpointFailed => self.log.checkpoint_failed(),
             Order::Journaled(lsn) => self.log.journaled(lsn),
+            Order::Extents(answer) => {
+                let _ = answer.send(self.log.extents());
+            }
             Order::Stats(answer) => {
                 let _ = answer.send(self.log.stats());
             }

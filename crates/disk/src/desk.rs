@@ -1,6 +1,6 @@
 //! Where shards and the committer meet: appends in, news out.
 
-use postrider_spool::{Append, Completion, Health, Lsn, Position, Stats};
+use postrider_spool::{Append, Completion, Extent, Health, Lsn, Position, Stats};
 use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -30,6 +30,8 @@ enum Rest {
 struct Tray {
     inbox: Work,
     rest: Rest,
+    /// The committer has ended: orders are not answered any more.
+    closed: bool,
 }
 
 /// What the committer takes from the desk.
@@ -51,6 +53,7 @@ pub(crate) enum Order {
     Checkpointed(Lsn),
     CheckpointFailed,
     Journaled(Lsn),
+    Extents(std::sync::mpsc::SyncSender<Vec<Extent>>),
     Stats(std::sync::mpsc::SyncSender<Stats>),
 }
 
@@ -119,8 +122,29 @@ impl Desk {
 
     pub(crate) fn order(&self, order: Order) {
         let mut tray = self.tray();
-        tray.inbox.orders.push(order);
-        self.ring(tray);
+        if !tray.closed {
+            tray.inbox.orders.push(order);
+            self.ring(tray);
+        }
+    }
+
+    /// The committer ends: whoever waits for an answer gets none.
+    pub(crate) fn close(&self) {
+        let mut tray = self.tray();
+        tray.closed = true;
+        tray.inbox.orders.clear();
+    }
+
+    /// Where durable records lie; `None` when the committer has ended.
+    pub(crate) fn extents(&self) -> Option<Vec<Extent>> {
+        let (sender, receiver) = std::sync::mpsc::sync_channel(1);
+        self.order(Order::Extents(sender));
+        receiver.recv().ok()
+    }
+
+    /// Everything up to this number is durable and delivered.
+    pub(crate) fn durable(&self) -> Lsn {
+        Lsn(self.durable.load(Ordering::Acquire))
     }
 
     /// What there is to do. Waits for it, but no longer than to the next tick, unless `busy`; `work`'s emptied
@@ -273,7 +297,7 @@ impl CommitterHandle {
     /// Everything up to this number is durable and has been delivered to the shards' mailboxes.
     #[must_use]
     pub fn durable(&self) -> Lsn {
-        Lsn(self.0.durable.load(Ordering::Acquire))
+        self.0.durable()
     }
 
     /// Whether a checkpoint should be made. See [`Self::begin_checkpoint`].
@@ -300,11 +324,6 @@ impl CommitterHandle {
     /// The checkpoint that was begun came to nothing.
     pub fn checkpoint_failed(&self) {
         self.0.order(Order::CheckpointFailed);
-    }
-
-    /// Every event up to this number is durable in the event journal.
-    pub fn journaled(&self, lsn: Lsn) {
-        self.0.order(Order::Journaled(lsn));
     }
 
     /// Figures for an operator; `None` when the committer has stopped.

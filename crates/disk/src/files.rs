@@ -29,6 +29,10 @@ impl Files {
         Self { dir: dir.to_owned(), salt, open: RwLock::default(), fillings: RwLock::default() }
     }
 
+    pub(crate) fn dir(&self) -> &Path {
+        &self.dir
+    }
+
     pub(crate) fn path(&self, segment: u32) -> PathBuf {
         self.dir.join(format!("segment-{segment:06}"))
     }

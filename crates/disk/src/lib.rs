@@ -31,6 +31,7 @@ mod committer;
 mod desk;
 mod files;
 mod inspect;
+pub mod journal;
 mod open;
 mod reader;
 

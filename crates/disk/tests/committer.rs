@@ -3,6 +3,7 @@
 #![allow(clippy::unwrap_used, reason = "a test that stops is a test that failed")]
 
 use bytes::Bytes;
+use postrider_disk::journal::read_from;
 use postrider_disk::{Committer, CommitterHandle, OpenError, ReadError, open, open_with};
 use postrider_spool::{Append, Body, Completion, Health, Lost, Lsn, Position, Settings, Ticket};
 use std::path::Path;
@@ -177,7 +178,6 @@ fn a_full_spool_refuses_messages_serves_outcomes_and_recovers_by_checkpoints() {
         committer.checkpoints().commit(from, vec![], vec![part]).unwrap();
         shard.handle.checkpointed(from);
     }
-    shard.handle.journaled(Lsn(u64::MAX));
     let deadline = std::time::Instant::now() + PATIENCE;
     loop {
         let message = shard.append("message", &body);
@@ -196,4 +196,44 @@ fn a_full_spool_refuses_messages_serves_outcomes_and_recovers_by_checkpoints() {
     let (committer, _) = start(dir.path(), small(), 1, &mut heads, &[]);
     assert!(heads.len() < 10, "replay starts at the checkpoint");
     committer.stop();
+}
+
+#[test]
+fn every_event_is_in_the_journal_once_and_in_order_across_restarts() {
+    let dir = tempfile::tempdir().unwrap();
+    let events = dir.path().join("events");
+    for round in 0..3u64 {
+        let (committer, mut shards) = start(dir.path(), small(), 2, &mut vec![], &[]);
+        assert_eq!(committer.events_dir(), events);
+        for i in 0..50 {
+            for shard in &mut shards {
+                let outcome = shard.append(&format!("{round} {i}"), b"");
+                let message = shard.append("no event", b"body");
+                shard.handle.submit(&mut vec![outcome, message]);
+                shard.settle();
+            }
+        }
+        committer.stop();
+        if round == 1 {
+            // A frame that was being written when the power went.
+            let newest = std::fs::read_dir(&events).unwrap().next().unwrap().unwrap().path();
+            let mut bytes = std::fs::read(&newest).unwrap();
+            bytes.extend_from_within(..70);
+            std::fs::write(&newest, bytes).unwrap();
+        }
+    }
+    let read: Vec<_> = read_from(&events, Lsn(1)).unwrap().map(|event| event.unwrap()).collect();
+    assert_eq!(read.len(), 300);
+    assert!(read.is_sorted_by(|a, b| a.lsn < b.lsn));
+    for shard in 0..2 {
+        let heads = read.iter().filter(|event| event.shard == shard).map(|event| &event.head[..]);
+        let expected = (0..3).flat_map(|round| (0..50).map(move |i| format!("{round} {i}")));
+        assert!(heads.eq(expected.map(String::into_bytes).collect::<Vec<_>>().iter().map(|head| &head[..])));
+    }
+    let middle = read[150].lsn;
+    let rest = read_from(&events, middle).unwrap();
+    assert_eq!(
+        rest.map(|event| event.unwrap().lsn).collect::<Vec<_>>(),
+        read[150..].iter().map(|e| e.lsn).collect::<Vec<_>>()
+    );
 }

@@ -519,7 +519,8 @@ impl Log {
     /// Leaves the active segment for the next one. False: there is none yet.
     fn switch(&mut self) -> bool {
         let Some(first) = self.pending.front() else { return false };
-        let unprimed = !self.primed && self.blocked.is_none();
+        // The first segment after a start is taken before the reserve is complete, the next one is not.
+        let unprimed = !self.primed && self.blocked.is_none() && self.active.is_none();
         let may = first.append.reserve || self.spares.len() > RESERVED_SEGMENTS || unprimed;
         if !may && let Some(fault) = self.blocked {
             let lost = if fault == Fault::Full { Lost::Full } else { Lost::Failed };
