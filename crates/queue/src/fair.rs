@@ -12,8 +12,6 @@ use crate::table::{ClassQueue, Flow, Lane, Line};
 const QUANTUM: i64 = 64;
 /// What a transaction costs beside its octets.
 const COST_BASE: i64 = 4;
-/// Reserved share never saves up to more than this.
-const CREDIT_MAX: i64 = QUANTUM * 1000;
 
 /// The cost of a transaction with content of this size.
 pub(crate) fn cost(size_kib: u16, recipients: usize) -> i64 {
@@ -33,11 +31,11 @@ pub(crate) fn spend_class(lane: &mut Lane, sent: usize, cost: i64, shares_per_mi
         if class.ready == 0 {
             class.credit = class.credit.min(0);
         } else if sent < index {
-            class.credit = (class.credit + cost * i64::from(shares_per_mille[index - 1])).min(CREDIT_MAX);
+            class.credit += cost * i64::from(shares_per_mille[index - 1]);
         }
         if sent == index && class.credit > 0 {
             // What it sends while nothing more urgent waits is not held against it.
-            class.credit = (class.credit - cost * 1000).max(-CREDIT_MAX);
+            class.credit -= cost * 1000;
         }
     }
 }
@@ -61,37 +59,40 @@ pub(crate) fn leave(class: &mut ClassQueue, lines: &mut Arena<Line>, flows: &Nam
     }
 }
 
-/// The line whose turn it is. Costs at most two rounds over the lines, however large the debts.
+/// The line whose turn it is. Costs at most three rounds over the lines, however large the debts.
 pub(crate) fn line(class: &mut ClassQueue, lines: &mut Arena<Line>, flows: &Names<Flow>) -> Option<u32> {
     let first = class.ring.front()?;
     if lines[first].deficit > 0 {
         return Some(first);
     }
+    match next_turn(class, lines, flows) {
+        Ok(line) => Some(line),
+        Err(turns_needed) => {
+            // All owe more than a turn: the turns that nobody could use pass at once, and the next round
+            // finds one. No line is passed over without its turn, or it would lose share with each round.
+            for _ in 0..class.lines {
+                class.ring.rotate(lines);
+                top_up(lines, flows, class.ring.front()?, turns_needed - 1);
+            }
+            next_turn(class, lines, flows).ok().or(class.ring.front())
+        }
+    }
+}
+
+/// Gives lines their turn until one may send; after a whole round the turns that the first one needs.
+fn next_turn(class: &mut ClassQueue, lines: &mut Arena<Line>, flows: &Names<Flow>) -> Result<u32, i64> {
     let mut turns_needed = i64::MAX;
     for _ in 0..class.lines {
         class.ring.rotate(lines);
-        let line = class.ring.front()?;
+        let Some(line) = class.ring.front() else { break };
         top_up(lines, flows, line, 1);
         let debt = -lines[line].deficit;
         if debt < 0 {
-            return Some(line);
+            return Ok(line);
         }
         turns_needed = turns_needed.min(debt / quantum(flows, lines[line].flow) + 1);
     }
-    // All owe more than a turn: let the turns that nobody could use pass at once.
-    for _ in 0..class.lines {
-        class.ring.rotate(lines);
-        let line = class.ring.front()?;
-        top_up(lines, flows, line, turns_needed);
-    }
-    for _ in 0..class.lines {
-        let line = class.ring.front()?;
-        if lines[line].deficit > 0 {
-            return Some(line);
-        }
-        class.ring.rotate(lines);
-    }
-    class.ring.front()
+    Err(turns_needed)
 }
 
 fn top_up(lines: &mut Arena<Line>, flows: &Names<Flow>, line: u32, turns: i64) {

@@ -1,8 +1,9 @@
 //! Names turned into small numbers and back, with bounded memory of those no longer in use.
 
-use crate::arena::{Arena, List, Node};
+use crate::arena::{Arena, List, NIL, Node};
 use hashbrown::HashTable;
-use std::hash::{DefaultHasher, Hash, Hasher};
+use std::cell::Cell;
+use std::hash::{DefaultHasher, Hasher};
 
 /// What is known by a name. `Node<1>` is its place among the idle.
 pub(crate) trait Named: Node<0> + Node<1> + Default {
@@ -17,37 +18,53 @@ pub(crate) trait Named: Node<0> + Node<1> + Default {
 pub(crate) struct Names<T> {
     arena: Arena<T>,
     table: HashTable<u32>,
-    seed: u64,
+    /// Has taken the secret in already.
+    hasher: DefaultHasher,
+    /// The one found last: mail comes in runs of one sender and one domain.
+    last: Cell<u32>,
     idle: List<1>,
     idle_count: usize,
 }
 
 impl<T: Named> Names<T> {
     pub(crate) fn new(seed: u64) -> Self {
-        Names { arena: Arena::new(), table: HashTable::new(), seed, idle: List::default(), idle_count: 0 }
+        Names {
+            arena: Arena::new(),
+            table: HashTable::new(),
+            hasher: keyed(seed),
+            last: Cell::new(NIL),
+            idle: List::default(),
+            idle_count: 0,
+        }
     }
 
     pub(crate) fn find(&self, route: u16, name: &str) -> Option<u32> {
-        let hash = keyed_hash(self.seed, route, name);
         let same = |&index: &u32| self.arena[index].route() == route && self.arena[index].name() == name;
-        self.table.find(hash, same).copied()
+        let last = self.last.get();
+        if last != NIL && same(&last) {
+            return Some(last);
+        }
+        let found = self.table.find(hash(&self.hasher, route, name), same).copied()?;
+        self.last.set(found);
+        Some(found)
     }
 
     /// Adds a thing of a new name; it is in use until it is said to be idle.
     pub(crate) fn insert(&mut self, thing: T) -> u32 {
-        let seed = self.seed;
-        let hash = keyed_hash(seed, thing.route(), thing.name());
+        let hasher = &self.hasher;
+        let hashed = hash(hasher, thing.route(), thing.name());
         let index = self.arena.insert(thing);
         let arena = &self.arena;
-        let rehash = |&index: &u32| keyed_hash(seed, arena[index].route(), arena[index].name());
-        self.table.insert_unique(hash, index, rehash);
+        self.table
+            .insert_unique(hashed, index, |&index| hash(hasher, arena[index].route(), arena[index].name()));
         index
     }
 
     pub(crate) fn remove(&mut self, index: u32) -> T {
         self.set_idle(index, false);
-        let hash = keyed_hash(self.seed, self.arena[index].route(), self.arena[index].name());
-        if let Ok(entry) = self.table.find_entry(hash, |&found| found == index) {
+        self.last.set(NIL);
+        let hashed = hash(&self.hasher, self.arena[index].route(), self.arena[index].name());
+        if let Ok(entry) = self.table.find_entry(hashed, |&found| found == index) {
             entry.remove();
         }
         self.arena.remove(index)
@@ -100,9 +117,21 @@ impl<T> std::ops::IndexMut<u32> for Names<T> {
 }
 
 /// SipHash behind a secret: senders choose these names and must not be able to choose where they fall.
-pub(crate) fn keyed_hash(seed: u64, route: u16, name: &str) -> u64 {
+fn keyed(seed: u64) -> DefaultHasher {
     let mut hasher = DefaultHasher::new();
-    (seed, seed.rotate_left(32) ^ 0x9e37_79b9_7f4a_7c15, route).hash(&mut hasher);
-    name.hash(&mut hasher);
+    hasher.write_u64(seed);
+    hasher.write_u64(seed.rotate_left(32) ^ 0x9e37_79b9_7f4a_7c15);
+    hasher
+}
+
+fn hash(hasher: &DefaultHasher, route: u16, name: &str) -> u64 {
+    let mut hasher = hasher.clone();
+    hasher.write(name.as_bytes());
+    hasher.write_u16(route);
     hasher.finish()
+}
+
+/// A number for a name that only the holder of the seed can tell.
+pub(crate) fn keyed_hash(seed: u64, route: u16, name: &str) -> u64 {
+    hash(&keyed(seed), route, name)
 }

@@ -59,7 +59,7 @@ struct World {
 }
 
 impl World {
-    fn new(shards: u64, sites: &[(&str, Manner)]) -> Self {
+    fn new(shards: u16, sites: &[(&str, Manner)]) -> Self {
         let site = |(name, manner): &(&str, Manner)| Site {
             name: (*name).to_owned(),
             manner: *manner,
@@ -69,10 +69,10 @@ impl World {
             latencies: Vec::new(),
         };
         World {
-            queues: (0..shards).map(|seed| Queue::new(Settings::default(), seed)).collect(),
+            queues: (0..shards).map(|seed| Queue::new(Settings::default(), u64::from(seed))).collect(),
             sites: sites.iter().map(site).collect(),
-            lanes: vec![BTreeMap::new(); usize::try_from(shards).unwrap()],
-            accepted: vec![BTreeMap::new(); usize::try_from(shards).unwrap()],
+            lanes: vec![BTreeMap::new(); usize::from(shards)],
+            accepted: vec![BTreeMap::new(); usize::from(shards)],
             events: BinaryHeap::new(),
             now: START,
             messages: 0,
@@ -134,7 +134,7 @@ impl World {
             }
             Event::Sent(lane, slot) => {
                 queue.finished(slot);
-                let accepted = self.accepted[shard].remove(&slot).unwrap();
+                let accepted = self.accepted[shard].remove(&slot).expect("sent once");
                 let site = &mut self.sites[self.lanes[shard][&lane]];
                 site.delivered += 1;
                 site.latencies.push(self.now.since(accepted));
@@ -163,7 +163,7 @@ impl World {
                         LaneLimits::default(),
                         Duration::from_secs(1 << 30),
                     );
-                    let site = self.sites.iter().position(|site| site.name == name).unwrap();
+                    let site = self.sites.iter().position(|site| site.name == name).expect("a known site");
                     self.lanes[shard].insert(lane, site);
                 }
                 Action::WantSlot(lane) => self.queues[shard].grant(lane),
