@@ -44,7 +44,7 @@ pub fn inspect(
         let path = files.path(segment.index);
         disk.files.insert(segment.index, File::open(&path).map_err(|error| OpenError::io(&path, error))?);
     }
-    let mut recovery = Recovery::new(&segments, &mut disk, Lsn(1), 0);
+    let mut recovery = Recovery::of_everything(&segments, &mut disk);
     let (mut head_bytes, mut body_bytes) = (0, 0);
     let mut kept = Vec::new();
     while let Some(record) = recovery.next(&mut disk) {

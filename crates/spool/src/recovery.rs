@@ -223,6 +223,8 @@ pub struct Recovery {
     records: Records,
     report: Report,
     done: bool,
+    /// Segments may have been used again in between: what they held is not missing.
+    gaps_allowed: bool,
 }
 
 impl Recovery {
@@ -245,12 +247,21 @@ impl Recovery {
             records: Records::default(),
             report: Report::default(),
             done: false,
+            gaps_allowed: false,
         };
         for index in recovery.layout.bad_headers.clone() {
             recovery.damage(index, 0, 0..0, "segment header");
         }
         recovery.skip_what_the_checkpoint_holds();
         recovery.open_segment(medium);
+        recovery
+    }
+
+    /// For a look at all that the files hold, whatever a checkpoint covers: segments that were used again leave
+    /// gaps, and these are no damage.
+    pub fn of_everything(files: &[SegmentFile], medium: &mut impl Medium) -> Self {
+        let mut recovery = Self::new(files, medium, Lsn(1), 0);
+        recovery.gaps_allowed = true;
         recovery
     }
 
@@ -313,7 +324,10 @@ impl Recovery {
             |generation| used.iter().any(|known| known.generation == generation && known.end > FIRST_BATCH);
         let loose = self.layout.headers.iter().filter(|header| !has_content(header.generation));
         let seals = loose.flat_map(|header| header.seals.iter().copied());
-        seals.filter(|seal| used.iter().any(|known| known.generation == seal.generation)).collect()
+        let known = |seal: &Seal| {
+            used.iter().chain(&self.layout.free).any(|known| known.generation == seal.generation)
+        };
+        seals.filter(known).collect()
     }
 
     fn segments(&self) -> Vec<Segment> {
@@ -414,15 +428,15 @@ impl Recovery {
     fn take_batch(&mut self, medium: &mut impl Medium, batch: BatchHeader, expected: Lsn) {
         let sealed = self.layout.seals.contains_key(&self.scanner.generation);
         let doubtful = self.is_last() && !sealed && batch.last_lsn() > self.synced;
-        if doubtful && (batch.first_lsn != expected || !self.scanner.verifies(medium, self.offset, &batch)) {
-            // Before a checkpoint's start nothing is expected in particular.
-            if self.expected.is_some() || batch.first_lsn == expected {
-                self.report.torn = Some((self.scanner.segment, self.offset));
-                self.leave_segment(medium);
-                return;
-            }
+        let reused_between = self.gaps_allowed && self.offset == FIRST_BATCH;
+        // Before the first batch nothing is expected in particular.
+        let misplaced = self.expected.is_some() && batch.first_lsn != expected && !reused_between;
+        if doubtful && (misplaced || !self.scanner.verifies(medium, self.offset, &batch)) {
+            self.report.torn = Some((self.scanner.segment, self.offset));
+            self.leave_segment(medium);
+            return;
         }
-        if self.expected.is_some() && batch.first_lsn > expected {
+        if self.expected.is_some() && batch.first_lsn > expected && !reused_between {
             self.damage(
                 self.scanner.segment,
                 self.offset,
@@ -452,7 +466,7 @@ impl Recovery {
             false
         } else {
             self.layout.used.get(self.current + 1).is_some_and(|next| match next.first_lsn {
-                Some(first) => first == expected,
+                Some(first) => first == expected || (self.gaps_allowed && first > expected),
                 None => next.probed < expected,
             })
         };
