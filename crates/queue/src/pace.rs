@@ -13,6 +13,8 @@ use std::time::Duration;
 const FACTOR_AT_CONNECT: f32 = 0.8;
 /// A transaction refused for load: the window falls to this part of itself.
 const FACTOR_IN_SESSION: f32 = 0.5;
+/// At its floor the lane pauses if fewer transactions than this came through since the last fall.
+const SUCCESSES_MIN: u32 = 4;
 /// A higher ceiling is tried after this long, at first and at most.
 const PROBE_FIRST: Duration = Duration::from_secs(10);
 const PROBE_MAX: Duration = Duration::from_secs(600);
@@ -39,6 +41,8 @@ pub(crate) struct Pace {
     probe_step: f32,
     /// The ceiling was raised and nothing came up to it yet.
     is_probing: bool,
+    /// Transactions that came through since the last fall.
+    successes: u32,
     /// Answers still to come from what was under way at the last fall.
     guard: u32,
     guard_until: Timestamp,
@@ -59,6 +63,7 @@ impl Pace {
             probe_wait: PROBE_FIRST,
             probe_step: 1.0,
             is_probing: false,
+            successes: 0,
             guard: 0,
             guard_until: Timestamp::default(),
         }
@@ -86,6 +91,7 @@ impl Pace {
 
     fn grow(&mut self, now: Timestamp, used: u32, limit: u32) {
         self.guard = self.guard.saturating_sub(1);
+        self.successes = self.successes.saturating_add(1);
         if used < self.window() {
             // What is not used proves nothing.
             return;
@@ -115,16 +121,22 @@ impl Pace {
             self.guard -= 1;
             return false;
         }
-        let is_floor = match at {
+        let at_floor = match at {
             Throttle::Connect => open == 0,
             Throttle::Session => self.window < 2.0,
         };
-        let (fallen, ceiling) = match at {
-            Throttle::Connect => (self.window.min(small(open) * FACTOR_AT_CONNECT), small(open)),
-            Throttle::Session => (self.window * FACTOR_IN_SESSION, self.window.floor() - 1.0),
+        // A site that takes some and then refuses, as those do that count messages per connection, works.
+        let is_floor = at_floor && self.successes < SUCCESSES_MIN;
+        let fallen = match at {
+            Throttle::Connect => {
+                self.ceiling = self.ceiling.min(small(open)).max(1.0);
+                self.window.min(small(open) * FACTOR_AT_CONNECT)
+            }
+            // Not for the number of connections alone, so that number is not remembered.
+            Throttle::Session => self.window * FACTOR_IN_SESSION,
         };
         self.window = fallen.max(1.0);
-        self.ceiling = self.ceiling.min(ceiling).max(1.0);
+        self.successes = 0;
         self.guard = under_way;
         self.guard_until = now + GUARD;
         self.is_probing = false;
@@ -216,6 +228,18 @@ mod tests {
             }
         }
         assert_eq!(pace.window(), 20);
+    }
+
+    #[test]
+    fn a_site_that_counts_messages_per_connection_is_not_paused() {
+        let mut pace = Pace::new(5);
+        for second in 0..1_000 {
+            for _ in 0..10 {
+                pace.success(secs(second * 20), pace.window(), 20);
+            }
+            assert!(!pace.throttled(secs(second * 20), Throttle::Session, pace.window(), 0));
+        }
+        assert!(pace.window() >= 2);
     }
 
     #[test]
