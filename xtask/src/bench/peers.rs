@@ -5,7 +5,7 @@
 //! disk: there is no syslog in the room.
 
 use super::relay::Site;
-use super::room::{OPENSMTPQ, Packages, Room, Running, User};
+use super::room::{Packages, Room, Running, User};
 use super::workload::{PASSWORD, USER};
 use anyhow::{Result, ensure};
 use std::path::Path;
@@ -142,46 +142,25 @@ pub(super) fn exim(folder: &Path, packages: &Packages, site: &Site<'_>) -> Resul
 pub(super) fn opensmtpd(folder: &Path, packages: &Packages, site: &Site<'_>) -> Result<Running> {
     let users = [
         User { name: "opensmtpd", id: 973, home: "/var/lib/opensmtpd/empty" },
-        User { name: "opensmtpq", id: OPENSMTPQ, home: "/var/lib/opensmtpd/empty" },
+        User { name: "opensmtpq", id: 974, home: "/var/lib/opensmtpd/empty" },
     ];
     let room = Room::build(folder, packages, &users)?;
-    let pki = "pki bench cert \"/etc/bench.crt\"\npki bench key \"/etc/bench.key\"\n";
-    let (pki, tls) = if site.workload.tls_in() { (pki, "tls pki bench") } else { ("", "") };
-    let (table, auth, allowed) = if site.workload.auth() {
-        ("table users file:/etc/bench.users\n", "auth <users>", "match auth from any for any")
-    } else {
-        ("", "", "match from any for any")
-    };
-    let scheme = if site.workload.tls_out() { "smtp+tls" } else { "smtp" };
-    let verify = if site.workload.tls_out() { "tls no-verify" } else { "" };
     room.write(
         "/etc/smtpd.conf",
         &format!(
-            "{pki}{table}listen on 127.0.0.1 port {relay} hostname relay.example.test {tls} {auth}\n\
+            "listen on 127.0.0.1 port {relay} hostname relay.example.test\n\
              smtp max-message-size 50M\nsmtp limit max-mails 100000000\nmta limit session-mail-max 100000\n\
              mta limit max-conn-per-host 50\nmta limit max-conn-per-route 50\nmta limit max-conn-per-connector 50\n\
              mta limit max-conn-per-relay 50\nmta limit conn-delay-route 0\n\
-             action \"out\" relay host {scheme}://127.0.0.1:{sink} {verify}\n{allowed} action \"out\"\n",
+             action \"out\" relay host smtp://127.0.0.1:{sink}\nmatch from any for any action \"out\"\n",
             relay = site.relay.port(),
             sink = site.sink.port(),
         ),
     )?;
-    let add_user = if site.workload.auth() {
-        format!("printf '{USER} %s\\n' \"$(smtpctl encrypt '{PASSWORD}')\" > /etc/bench.users\n")
-    } else {
-        String::new()
-    };
-    // This version cannot sign with the other servers' elliptic-curve key.
-    let certificate = if site.workload.tls_in() {
-        "openssl req -x509 -newkey rsa:2048 -nodes -subj /CN=localhost -days 2 -keyout /etc/bench.key \
-         -out /etc/bench.crt\nchmod 600 /etc/bench.key\n"
-    } else {
-        ""
-    };
-    room.start(&format!(
-        "{certificate}mkdir -p /var/spool/smtpd /var/lib/opensmtpd/empty\nchown 0:0 /var/spool/smtpd\n\
-         chmod 711 /var/spool/smtpd\n{add_user}smtpd -F -f /etc/smtpd.conf &\nwait\n"
-    ))
+    room.start(
+        "mkdir -p /var/spool/smtpd /var/lib/opensmtpd/empty\nchown 0:0 /var/spool/smtpd\n\
+         chmod 711 /var/spool/smtpd\nsmtpd -F -f /etc/smtpd.conf &\nwait\n",
+    )
 }
 
 fn certificate(room: &Room, site: &Site<'_>) -> Result<()> {

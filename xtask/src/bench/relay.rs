@@ -73,10 +73,11 @@ impl Kind {
         }
     }
 
-    /// The yardstick knows neither TLS nor AUTH, and gives up a message whose next hop is away.
+    /// The yardstick knows neither TLS nor AUTH, and gives up a message whose next hop is away. Debian's OpenSMTPD
+    /// fails to sign its TLS handshakes, and does not come back at once to a host that was away.
     pub(crate) fn can(self, workload: Workload) -> bool {
-        self != Kind::Yardstick
-            || matches!(workload, Workload::Small20 | Workload::Small200 | Workload::Large)
+        let plain = matches!(workload, Workload::Small20 | Workload::Small200 | Workload::Large);
+        plain || !matches!(self, Kind::Yardstick | Kind::OpenSmtpd)
     }
 }
 
@@ -126,7 +127,7 @@ impl Relay {
                 let runners = "for n in 1 2 3 4 5 6 7 8 9 10; do exim4 -qff & done; wait";
                 peers::flush(room, &format!("({runners}) >/dev/null 2>&1 &"))
             }
-            (Body::Room(room), _) => peers::flush(room, "smtpctl schedule all"),
+            (Body::Room(_), _) => Ok(()),
         }
     }
 

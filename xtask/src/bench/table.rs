@@ -185,9 +185,17 @@ impl Results {
         out
     }
 
-    /// What went wrong with single runs.
+    /// What went wrong with single runs, and what makes them unequal.
     pub(crate) fn troubles(&self) -> Vec<String> {
         let mut out = Vec::new();
+        for ((workload, kind), per_message) in &self.syncs {
+            if *per_message == 0.0 {
+                let (workload, kind) = (workload.name(), kind.name());
+                out.push(format!(
+                    "{workload} {kind}: not one sync, so its 250 promises less than the others'"
+                ));
+            }
+        }
         for ((workload, kind), runs) in &self.runs {
             for run in runs {
                 out.extend(
