@@ -88,8 +88,11 @@ impl Lanes {
 }
 
 /// The queue's settings under a configuration.
-pub(crate) fn queue_settings(snapshot: &Snapshot) -> Settings {
-    Settings::from(&snapshot.delivery)
+pub(crate) fn queue_settings(snapshot: &Snapshot, shards: u16) -> Settings {
+    let mut settings = Settings::from(&snapshot.delivery);
+    // Each shard has its part of the connections; rounded up, so that none is left without.
+    settings.connections_max = settings.connections_max.div_ceil(u32::from(shards.max(1)));
+    settings
 }
 
 impl Shard {
@@ -172,14 +175,8 @@ impl Shard {
             Resolution::Hosts { site, hosts, ttl } => {
                 let Some((index, route)) = self.route_of(domain) else { return };
                 let sandbox = route.to == Target::Sandbox;
-                let slots = match (sandbox, route.connections_per_site_max) {
-                    (true, _) => SANDBOX_CONNECTIONS_MAX,
-                    (false, Some(max)) => max,
-                    (false, None) => self.snapshot.delivery.connections_per_site_max,
-                };
                 let key: Arc<str> = format!("{}/{site}", route.name).into();
-                let mut limits = LaneLimits::from(&self.snapshot.delivery);
-                limits.connections = u32::try_from(slots).unwrap_or(u32::MAX);
+                let (slots, limits) = self.limits(index);
                 let lane = self.queue.resolved(now, domain, &key, limits, ttl);
                 let plan = Arc::new(Plan { lane, route: index, hosts });
                 match self.lanes.by_lane.get_mut(&lane).filter(|known| known.key == key) {
@@ -203,6 +200,19 @@ impl Shard {
                 self.record_backoff(&key, backoff, reply);
             }
         }
+    }
+
+    /// Connections that a site of this route may have from all shards together, and the lane's limits.
+    fn limits(&self, route: usize) -> (usize, LaneLimits) {
+        let route = self.snapshot.routes.get(route);
+        let slots = match route.map(|route| (&route.to, route.connections_per_site_max)) {
+            Some((Target::Sandbox, _)) => SANDBOX_CONNECTIONS_MAX,
+            Some((_, Some(max))) => max,
+            Some((_, None)) | None => self.snapshot.delivery.connections_per_site_max,
+        };
+        let mut limits = LaneLimits::from(&self.snapshot.delivery);
+        limits.connections = u32::try_from(slots).unwrap_or(u32::MAX);
+        (slots, limits)
     }
 
     fn record_backoff(&mut self, key: &str, backoff: Backoff, reply: Reply) {
@@ -412,7 +422,7 @@ impl Shard {
     /// leads to its domain, else by the first that does.
     pub fn reload(&mut self, now: Timestamp, snapshot: Arc<Snapshot>) {
         self.snapshot = snapshot;
-        self.queue.set_settings(queue_settings(&self.snapshot));
+        self.queue.set_settings(queue_settings(&self.snapshot, self.shards));
         let domains: Vec<_> = self.queue.domains().collect();
         for domain in domains {
             let Ok(name) = self.queue.domain(domain).name.parse::<Domain>() else { continue };
@@ -424,8 +434,13 @@ impl Shard {
                 }
                 Some((index, true)) => {
                     let lane = self.queue.domain(domain).lane;
-                    if let Some(known) = lane.and_then(|lane| self.lanes.get_mut(lane)) {
-                        known.plan = Arc::new(Plan { route: index, ..Plan::clone(&known.plan) });
+                    if let Some(lane) = lane {
+                        let (slots, limits) = self.limits(index);
+                        if let Some(known) = self.lanes.get_mut(lane) {
+                            known.plan = Arc::new(Plan { route: index, ..Plan::clone(&known.plan) });
+                            known.slots = slots;
+                        }
+                        self.queue.set_limits(lane, limits);
                     }
                 }
                 // The hosts may be others now.

@@ -133,7 +133,7 @@ impl Shard {
         Shard {
             index: config.index,
             shards: config.shards.max(1),
-            queue: Queue::new(crate::lanes::queue_settings(&config.snapshot), config.seed),
+            queue: Queue::new(crate::lanes::queue_settings(&config.snapshot, config.shards), config.seed),
             lanes: Lanes::default(),
             snapshot: config.snapshot,
             cipher: config.cipher,
