@@ -40,7 +40,7 @@ impl Names {
         let own = site.free(53);
         let mut config = format!(
             "server:\n  ip-address: {}@{}\n  hide-version: yes\n  zonesdir: \"/etc/nsd\"\n  database: \"\"\n  \
-             pidfile: \"/run/nsd.pid\"\n  username: nsd\n  xfrdfile: \"/var/lib/xfrd.state\"\n  \
+             pidfile: \"/run/nsd.pid\"\n  username: nsd\n  xfrdir: \"/tmp\"\n  xfrdfile: \"/var/lib/xfrd.state\"\n  \
              zonelistfile: \"/var/lib/zone.list\"\nremote-control:\n  control-enable: no\n",
             own.ip(),
             own.port()

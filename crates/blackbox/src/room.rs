@@ -96,6 +96,7 @@ impl Room {
         ] {
             fs::create_dir_all(folder.join(name))?;
         }
+        fs::set_permissions(folder.join("tmp"), std::os::unix::fs::PermissionsExt::from_mode(0o1777))?;
         for name in ["bin", "sbin", "lib", "lib64"] {
             symlink(format!("usr/{name}"), folder.join(name))?;
         }

@@ -133,7 +133,7 @@ pub fn postfix(site: &Site, address: SocketAddr, domains: &str, next: Option<Soc
             "compatibility_level = 3.6\nqueue_directory = /var/spool/postfix\ncommand_directory = /usr/sbin\n\
              daemon_directory = /usr/lib/postfix/sbin\nshlib_directory = /usr/lib/postfix\n\
              data_directory = /var/lib/postfix\nmail_owner = postfix\nsetgid_group = postdrop\n\
-             maillog_file = /var/log/maillog\ninet_interfaces = {ip}\ninet_protocols = ipv4\n\
+             maillog_file = /var/log/maillog\ninet_interfaces = 127.0.0.1\ninet_protocols = ipv4\n\
              myhostname = postfix.example.net\nmydestination =\nlocal_recipient_maps =\nalias_maps =\n\
              mynetworks = 127.0.0.0/8\nsmtpd_relay_restrictions = permit_mynetworks, reject\n\
              smtpd_recipient_restrictions = check_recipient_access inline:{{{{nobody@{first} = 550 5.1.1 no such user}}, {{busy@{first} = 450 4.2.1 busy}}}}, permit\n\
@@ -144,7 +144,6 @@ pub fn postfix(site: &Site, address: SocketAddr, domains: &str, next: Option<Soc
              virtual_minimum_uid = 100\nsmtputf8_enable = yes\nsmtpd_tls_security_level = may\n\
              smtpd_tls_cert_file = /etc/cert.pem\nsmtpd_tls_key_file = /etc/key.pem\nsmtpd_tls_received_header = yes\n\
              smtp_tls_security_level = may\nminimal_backoff_time = 2s\nqueue_run_delay = 2s\n{relay}",
-            ip = address.ip(),
             first = domains.split([',', ' ']).next().unwrap_or_default(),
         ),
     )?;
@@ -178,7 +177,7 @@ pub fn exim(site: &Site, address: SocketAddr, domains: &str) -> Result<Server> {
              begin acl\nacl_rcpt:\n  deny local_parts = nobody\n       message = no such user\n  \
              accept domains = +local_domains\n  deny\n\
              begin routers\nboxes:\n  driver = accept\n  domains = +local_domains\n  transport = box\n\
-             begin transports\nbox:\n  driver = appendfile\n  directory = /mail/${{domain}}\n  \
+             begin transports\nbox:\n  driver = appendfile\n  directory = /mail/box\n  \
              maildir_format\n  create_directory\n  user = box\n  group = box\n  delivery_date_add\n  \
              envelope_to_add\n  return_path_add\n\
              begin retry\n* * F,2h,1m\n",
