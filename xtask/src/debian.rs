@@ -8,8 +8,11 @@ use std::path::Path;
 /// Each crate names the packages of its tests in this file beside its `Cargo.toml`, one on a line.
 const LIST: &str = "tests/debian-packages.txt";
 
+/// A package, and the command that shows that it is not needed because something else has brought it.
+type Wanted = (String, Option<String>);
+
 /// Packages that the workspace's tests need.
-fn wanted() -> Result<BTreeSet<String>> {
+fn wanted() -> Result<BTreeSet<Wanted>> {
     let mut wanted = BTreeSet::new();
     for entry in std::fs::read_dir(shell::root().join("crates"))? {
         let list = entry?.path().join(LIST);
@@ -20,24 +23,30 @@ fn wanted() -> Result<BTreeSet<String>> {
     Ok(wanted)
 }
 
-fn packages(list: &str) -> impl Iterator<Item = String> + '_ {
-    list.lines()
-        .map(|line| line.split('#').next().unwrap_or_default().trim())
-        .filter(|name| !name.is_empty())
-        .map(str::to_owned)
+/// Lines of `package` or `package ?command`; what follows a `#` is a comment.
+fn packages(list: &str) -> impl Iterator<Item = Wanted> + '_ {
+    list.lines().filter_map(|line| {
+        let mut words = line.split('#').next().unwrap_or_default().split_whitespace();
+        let package = words.next()?.to_owned();
+        Some((package, words.next().and_then(|word| word.strip_prefix('?')).map(str::to_owned)))
+    })
 }
 
-fn installed(package: &str) -> bool {
+fn is_there((package, command): &Wanted) -> bool {
     // A package's list of files is there once it has been unpacked, whatever its architecture.
-    let info = Path::new("/var/lib/dpkg/info");
-    info.join(format!("{package}.list")).exists()
-        || info.join(format!("{package}:amd64.list")).exists()
-        || info.join(format!("{package}:arm64.list")).exists()
+    let unpacked = |name: String| Path::new("/var/lib/dpkg/info").join(name).exists();
+    let in_path = |command: &String| {
+        let path = std::env::var_os("PATH").unwrap_or_default();
+        std::env::split_paths(&path).any(|directory| directory.join(command).is_file())
+    };
+    command.as_ref().is_some_and(in_path)
+        || ["", ":amd64", ":arm64"].iter().any(|suffix| unpacked(format!("{package}{suffix}.list")))
 }
 
 /// Installs what is missing; on a system without apt says what the tests will miss.
 pub(crate) fn install_missing() -> Result<()> {
-    let missing: Vec<_> = wanted()?.into_iter().filter(|package| !installed(package)).collect();
+    let missing: Vec<_> =
+        wanted()?.into_iter().filter(|wanted| !is_there(wanted)).map(|(package, _)| package).collect();
     if missing.is_empty() {
         return Ok(());
     }
@@ -68,8 +77,8 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_list_has_names_and_comments() {
-        let names: Vec<_> = packages("swaks # a client\n\n# servers\npostfix\n").collect();
-        assert_eq!(names, ["swaks", "postfix"]);
+    fn a_list_has_packages_commands_and_comments() {
+        let all: Vec<_> = packages("swaks # a client\n\n# servers\nnpm ?npm\n").collect();
+        assert_eq!(all, [("swaks".into(), None), ("npm".into(), Some("npm".into()))]);
     }
 }
