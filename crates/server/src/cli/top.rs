@@ -65,16 +65,25 @@ fn page(
         }
         None => String::new(),
     };
-    let _ = write!(out, "accepted: {}{}", number(totals, "accepted"), rate(|t| number(t, "accepted")));
+    let finished = |totals: &Value| {
+        totals["terminal"].as_object().map_or(0, |all| all.values().filter_map(Value::as_u64).sum())
+    };
+    let _ = writeln!(
+        out,
+        "accepted: {} messages{} · finished: {} recipients{} · deferred: {} times",
+        number(totals, "accepted"),
+        rate(|totals| number(totals, "accepted")),
+        finished(totals),
+        rate(finished),
+        number(totals, "deferred")
+    );
     if let Some(terminal) = totals["terminal"].as_object() {
         for (name, count) in terminal {
             let _ = write!(out, "  {name}: {count}");
         }
+        out.push('\n');
     }
-    let finished = |totals: &Value| {
-        totals["terminal"].as_object().map_or(0, |all| all.values().filter_map(Value::as_u64).sum())
-    };
-    let _ = writeln!(out, "{}  deferred: {}\n", rate(finished), number(totals, "deferred"));
+    out.push('\n');
     out.push_str(&lane_table(lanes, lanes_max));
     out
 }

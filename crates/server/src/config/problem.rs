@@ -109,7 +109,8 @@ impl fmt::Display for Problems {
                 Severity::Error => "error",
                 Severity::Warning => "warning",
             };
-            writeln!(f, "{}:{line}:{column}: {severity}: {}", self.file.display(), problem.what)?;
+            let place = if self.source.is_empty() { String::new() } else { format!(":{line}:{column}") };
+            writeln!(f, "{}{place}: {severity}: {}", self.file.display(), problem.what)?;
             if let Some(text) = self.source.lines().nth(line - 1).filter(|text| !text.trim().is_empty()) {
                 let room = text.chars().count().saturating_sub(column - 1).max(1);
                 let marked = self.source.get(problem.span.clone()).unwrap_or_default();
