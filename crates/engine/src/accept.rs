@@ -14,7 +14,7 @@ use std::sync::Arc;
 
 /// With more recipients than this waiting in a lane, a fresh message is not likely to leave at once: it
 /// then carries no mark, and its attempt writes one.
-const READY_AT_ONCE_MAX: u32 = 256;
+const READY_AT_ONCE_MAX: u32 = 4_096;
 
 impl Intake for Shard {
     fn begin(&mut self, _now: Timestamp, _size_bytes: u64) -> Result<MessageNo, Refusal> {
