@@ -53,6 +53,12 @@ pub(crate) fn run(place: &Place, args: &ServeArgs) -> Result<u8> {
     }
     let settings = loaded.settings;
     make_data_dir(&settings.data_dir)?;
+    // From here on no signal ends the process by itself: one that comes early is heard once the relay runs.
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    let mut signals = {
+        let _inside = runtime.enter();
+        Signals::new()?
+    };
     // Also the lock of the directory: who has the socket has the spool.
     let socket = postrider_api::bind(&settings.data_dir)?;
     let allowed = raise_descriptor_limit();
@@ -85,59 +91,72 @@ pub(crate) fn run(place: &Place, args: &ServeArgs) -> Result<u8> {
     let running = Adapter::new(Running::new(relay, place.clone(), settings));
     let api = postrider_api::start(socket, running.clone())?;
     notify::ready();
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-    runtime.block_on(until_stopped(&running))?;
+    runtime.block_on(signals.until_stop(&running));
     notify::stopping();
     running.stops();
     let drained = std::thread::spawn({
         let running = running.clone();
         move || running.relay().stop(STOP_BOUND)
     });
-    runtime.block_on(until_drained(&drained))?;
+    runtime.block_on(signals.until_drained(&drained));
     api.stop();
     tracing::info!("stopped");
     Ok(EXIT_OK)
 }
 
-/// Reloads at each SIGHUP; returns at the first SIGTERM or SIGINT.
-async fn until_stopped(running: &Adapter) -> Result<()> {
-    let mut hangups = signal(SignalKind::hangup())?;
-    let (mut terminations, mut interrupts) = stop_signals()?;
-    loop {
-        tokio::select! {
-            _ = hangups.recv() => match running.reload_now() {
-                Ok(notes) => {
-                    for note in notes {
-                        tracing::warn!("{note}");
-                    }
-                    tracing::info!("configuration and certificates were read again");
-                }
-                Err(problems) => tracing::error!("the configuration is refused, and nothing has changed:\n{problems}"),
-            },
-            _ = terminations.recv() => break,
-            _ = interrupts.recv() => break,
-        }
-    }
-    tracing::info!(bound_s = STOP_BOUND.as_secs(), "stopping; a second signal stops at once");
-    Ok(())
+/// The signals that we hear.
+struct Signals {
+    hangups: Signal,
+    terminations: Signal,
+    interrupts: Signal,
 }
 
-/// Waits for the relay to end; a second signal ends the process at once, which loses nothing either.
-async fn until_drained(drained: &std::thread::JoinHandle<()>) -> Result<()> {
-    let (mut terminations, mut interrupts) = stop_signals()?;
-    let mut looks = tokio::time::interval(Duration::from_millis(20));
-    while !drained.is_finished() {
-        tokio::select! {
-            _ = looks.tick() => {}
-            _ = terminations.recv() => std::process::exit(1),
-            _ = interrupts.recv() => std::process::exit(1),
+impl Signals {
+    fn new() -> Result<Self> {
+        Ok(Signals {
+            hangups: signal(SignalKind::hangup())?,
+            terminations: signal(SignalKind::terminate())?,
+            interrupts: signal(SignalKind::interrupt())?,
+        })
+    }
+
+    /// Reloads at each SIGHUP; returns at the first SIGTERM or SIGINT.
+    async fn until_stop(&mut self, running: &Adapter) {
+        loop {
+            tokio::select! {
+                _ = self.hangups.recv() => reload(running),
+                _ = self.terminations.recv() => break,
+                _ = self.interrupts.recv() => break,
+            }
+        }
+        tracing::info!(bound_s = STOP_BOUND.as_secs(), "stopping; a second signal stops at once");
+    }
+
+    /// Waits for the relay to end; a second signal ends the process at once, which loses nothing either.
+    async fn until_drained(&mut self, drained: &std::thread::JoinHandle<()>) {
+        let mut looks = tokio::time::interval(Duration::from_millis(20));
+        while !drained.is_finished() {
+            tokio::select! {
+                _ = looks.tick() => {}
+                _ = self.terminations.recv() => std::process::exit(1),
+                _ = self.interrupts.recv() => std::process::exit(1),
+            }
         }
     }
-    Ok(())
 }
 
-fn stop_signals() -> Result<(Signal, Signal)> {
-    Ok((signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?))
+fn reload(running: &Adapter) {
+    match running.reload_now() {
+        Ok(notes) => {
+            for note in notes {
+                tracing::warn!("{note}");
+            }
+            tracing::info!("configuration and certificates were read again");
+        }
+        Err(problems) => {
+            tracing::error!("the configuration is refused, and nothing has changed:\n{problems}");
+        }
+    }
 }
 
 fn make_data_dir(path: &Path) -> Result<()> {
