@@ -236,6 +236,7 @@ impl Log {
         self.create_failed = None;
         if self.failing {
             self.attempts_left = self.attempts_left.max(1);
+            self.failing = self.spares.is_empty();
         }
     }
 
@@ -426,7 +427,8 @@ impl Log {
                 self.spares.push_back(index);
                 self.seals.retain(|seal| !named.contains(seal) && seal.generation != prior);
                 self.segments.get_mut(index).named = named;
-                self.failing = false;
+                // While it rests, one success is no reason to try again before the next tick.
+                self.failing &= self.attempts_left == 0;
                 if self.spares.len() >= RESERVED_SEGMENTS {
                     self.blocked = None;
                     self.primed = true;
