@@ -1,14 +1,17 @@
 //! The machine: appends in, operations out, completions back.
 
+mod failure;
+mod space;
+
 use crate::append::{Append, Completion, Durable, Fault, Health, Lost, Moved, Stats};
 use crate::batch::{Batch, Place, footprint};
 use crate::copy::Copying;
 use crate::follow::Extent;
-use crate::format::{BATCH_HEADER_BYTES, FIRST_BATCH, SEALS_MAX, Seal, Seed, SegmentHeader, sectors};
-use crate::op::{Flying, Op, Outcome, Prepare, Write};
-use crate::position::{GENERATION_MAX, Generation, Lsn, Position, SEGMENT_SIZE_MAX_BYTES, Ticket};
+use crate::format::{BATCH_HEADER_BYTES, FIRST_BATCH, SEALS_MAX, Seal, Seed, sectors};
+use crate::op::{Flying, Op, Outcome, Write};
+use crate::position::{Generation, Lsn, Position, SEGMENT_SIZE_MAX_BYTES, Ticket};
 use crate::recovery::Recovered;
-use crate::segments::{Passed, Segment, Segments, State};
+use crate::segments::{Passed, Segments, State};
 use bytes::Bytes;
 use std::collections::VecDeque;
 
@@ -645,75 +648,6 @@ impl Log {
         }
     }
 
-    /// A write or a sync failed: the segment ends where it was last durable, for good.
-    fn fail(&mut self, fault: Fault) {
-        self.stage = Stage::Idle;
-        let Some(active) = self.active.take() else { return };
-        // Nobody has seen the numbers of what failed.
-        self.next_lsn = self.durable.next();
-        let segment = self.segments.get_mut(active.index);
-        let end = segment.end;
-        segment.suspect = true;
-        segment.live.truncate(end);
-        self.seals.push(Seal { generation: active.generation, end, next_lsn: self.next_lsn });
-        if end == FIRST_BATCH {
-            self.give_up(active.index);
-        } else {
-            segment.state = State::Sealed;
-        }
-        let lost = if fault == Fault::Full { Lost::Full } else { Lost::Failed };
-        for (shard, ticket) in std::mem::take(&mut self.lazy) {
-            self.lose(shard, ticket, lost);
-        }
-        let mut again = Vec::new();
-        for flying in std::mem::take(&mut self.batch.records) {
-            if flying.append.reserve {
-                again.push(flying);
-            } else {
-                self.lose(flying.append.shard, flying.append.ticket, lost);
-            }
-        }
-        for flying in again.into_iter().rev() {
-            self.pending.push_front(flying);
-        }
-        self.lose_dependents();
-        self.count_failure();
-    }
-
-    /// The next segment's header could not be made durable.
-    fn discard_headless(&mut self, index: u32) {
-        let next_lsn = self.next_lsn;
-        let segment = self.segments.get_mut(index);
-        segment.suspect = true;
-        self.seals.push(Seal { generation: segment.generation, end: FIRST_BATCH, next_lsn });
-        self.give_up(index);
-        self.count_failure();
-    }
-
-    /// The segment holds no record, but its header may name ends that the next header must name then.
-    fn give_up(&mut self, index: u32) {
-        let segment = self.segments.get_mut(index);
-        segment.state = State::Free;
-        let named = std::mem::take(&mut segment.named);
-        for seal in named {
-            if !self.seals.contains(&seal) && self.segments.may_hold(seal.generation) {
-                self.seals.push(seal);
-            }
-        }
-    }
-
-    fn count_failure(&mut self) {
-        self.attempts_left = self.attempts_left.saturating_sub(1);
-        if self.attempts_left > 0 {
-            return;
-        }
-        // Spares would have to be headed again for the seals; one that is made anew shows that the disk works.
-        self.failing = true;
-        while let Some(index) = self.spares.pop_front() {
-            self.give_up(index);
-        }
-    }
-
     fn lose_dependents(&mut self) {
         let lost: Vec<Option<Ticket>> = self.shards.iter().map(|shard| shard.lost).collect();
         self.lose_pending(Lost::Failed, |append| {
@@ -741,86 +675,5 @@ impl Log {
             self.dirty.push_back(shard);
         }
         &mut state.completion
-    }
-
-    // ---- segments ahead of need ------------------------------------------------------------------
-
-    /// Fewer segments are ready than should be.
-    pub(crate) fn is_short(&self) -> bool {
-        self.spares.len() < RESERVED_SEGMENTS + self.settings.ahead
-    }
-
-    /// What to prepare next.
-    fn plan(&mut self) -> Option<Prepare> {
-        let resting = self.failing && self.attempts_left == 0;
-        if self.preparing.is_some() || !self.is_short() || resting {
-            return None;
-        }
-        if let Some(index) = self.pick() {
-            let named = self.seals.clone();
-            let prepare = self.prepare(index, true);
-            self.preparing = Some((index, named));
-            return Some(prepare);
-        }
-        if self.blocked.is_none() && !self.can_empty() {
-            self.blocked = Some(self.create_failed.unwrap_or(Fault::Full));
-        }
-        None
-    }
-
-    /// A segment can be had by copying forward, and there is time to do so.
-    fn can_empty(&self) -> bool {
-        self.spares.len() >= RESERVED_SEGMENTS
-            && (self.copying.is_busy()
-                || self.segments.victim(self.passed, self.settings.segment_size_bytes).is_some())
-    }
-
-    fn pick(&mut self) -> Option<u32> {
-        if let Some(index) = self.segments.reusable(self.passed, false) {
-            return Some(index);
-        }
-        if self.create_failed.is_some() || self.next_generation > GENERATION_MAX || self.can_empty() {
-            return None;
-        }
-        if let Some(index) = self.segments.reusable(self.passed, true) {
-            return Some(index);
-        }
-        let index = self.segments.len();
-        (index < self.settings.segments_max).then(|| {
-            let mut segment = Segment::new(index, 0, State::Free);
-            segment.absent = true;
-            self.segments.push(segment);
-            index
-        })
-    }
-
-    fn prepare(&mut self, index: u32, fresh: bool) -> Prepare {
-        let size = self.settings.segment_size_bytes;
-        if fresh {
-            let segment = self.segments.get_mut(index);
-            if segment.prior == 0 {
-                segment.prior = segment.generation;
-            }
-            self.segments.set_generation(index, self.next_generation);
-            self.next_generation += 1;
-        }
-        let segment = self.segments.get_mut(index);
-        let create = fresh && (segment.absent || segment.suspect || segment.size != size);
-        if fresh {
-            segment.state = State::Preparing;
-            segment.end = FIRST_BATCH;
-            segment.last_lsn = Lsn(0);
-            segment.live = crate::segments::Live::default();
-            segment.size = size;
-            segment.stuck = false;
-        }
-        let header = SegmentHeader {
-            generation: segment.generation,
-            salt: self.salt,
-            index,
-            size: segment.size,
-            seals: self.seals.clone(),
-        };
-        Prepare { segment: index, create, size: header.size, awaited: self.active.is_none(), header }
     }
 }

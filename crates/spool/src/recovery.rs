@@ -17,6 +17,9 @@ use std::ops::Range;
 /// So many damages are described; the rest is counted.
 pub const DAMAGES_MAX: usize = 1000;
 
+/// More fillings than can have been begun behind the newest whose header can be read.
+const UNKNOWN_GENERATIONS: Generation = 1 << 12;
+
 /// A file of the log.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct SegmentFile {
@@ -92,6 +95,8 @@ pub(crate) struct Layout {
     pub(crate) seals: FxHashMap<Generation, Seal>,
     headers: Vec<SegmentHeader>,
     pub(crate) bad_headers: Vec<u32>,
+    /// Some file has neither a header nor a first batch, and is not merely new.
+    has_unreadable: bool,
 }
 
 impl Layout {
@@ -145,6 +150,7 @@ impl Layout {
         if header.is_none() {
             if batch.is_none() {
                 known.generation = 0;
+                self.has_unreadable |= bytes.iter().any(|byte| *byte != 0);
             } else {
                 self.bad_headers.push(file.index);
             }
@@ -191,7 +197,9 @@ impl Layout {
     pub(crate) fn next_generation(&self) -> Generation {
         let sealed = self.seals.keys().copied();
         let known = self.used.iter().chain(&self.free).map(|known| known.generation);
-        known.chain(sealed).max().unwrap_or(0) + 1
+        let next = known.chain(sealed).max().unwrap_or(0) + 1;
+        // A file that cannot be read may hold a later filling than any that is known.
+        if self.has_unreadable { next + UNKNOWN_GENERATIONS } else { next }
     }
 
     /// Where a segment ends at the latest.

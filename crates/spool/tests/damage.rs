@@ -129,3 +129,39 @@ fn content_that_imitates_a_batch_is_never_taken_for_one() {
     assert_eq!(heads, [2]);
     assert_eq!(report.damages_count, 1);
 }
+
+#[test]
+fn whatever_is_damaged_recovery_ends_and_the_log_goes_on() {
+    let (disk, _) = written(6);
+    let mut dice = Dice::new(11);
+    for round in 0..300 {
+        let mut disk = disk.clone();
+        for _ in 0..dice.below(200) {
+            let index = u32::try_from(dice.below(disk.files().len() as u64)).unwrap();
+            // Headers as often as all the rest.
+            let reach = if dice.chance(500) { 9 << 10 } else { 64 << 10 };
+            disk.damage(index, u32::try_from(dice.below(reach)).unwrap());
+        }
+        let (heads, _, _, mut log) = recover(&mut disk);
+        assert!(heads.is_sorted() && heads.iter().all(|head| (1..=RECORDS).contains(head)), "round {round}");
+        log.settled();
+        log.append(Append {
+            ticket: Ticket(999),
+            head: 999u64.to_le_bytes().to_vec(),
+            urgent: true,
+            ..Append::default()
+        });
+        while let Some(op) = log.poll() {
+            let (outcome, _) = disk.run(&op);
+            match op {
+                Op::Write(_) => log.written(outcome),
+                Op::Sync { .. } => log.synced(outcome),
+                Op::Prepare(prepare) => log.prepared(prepare.segment, outcome),
+                Op::Read { .. } => unreachable!("nothing is short"),
+            }
+        }
+        assert!(log.poll_completion().unwrap().durable.is_some(), "round {round}");
+        let (again, ..) = recover(&mut disk);
+        assert_eq!(again.last(), Some(&999), "round {round}");
+    }
+}
