@@ -10,10 +10,13 @@ use crate::messages::{Flags, MessageSlot};
 use crate::operate::{Act, Filter};
 use crate::operator::{decode_act, encode_act};
 use crate::replies::{ReplyRef, Said};
-use crate::shard::Shard;
+use crate::shard::{NewRecord, Shard};
 use postrider_model::codec::{DecodeError, Reader, Write};
-use postrider_model::{Class, MessageNo, Reply, Timestamp, record};
-use postrider_queue::{Bucket, BucketView, DomainId, FlowId, Recipient, RecipientSlot};
+use postrider_model::{
+    Class, MessageNo, Reply, Timestamp,
+    record::{self, Kind},
+};
+use postrider_queue::{Bucket, DomainId, FlowId, Recipient, RecipientSlot};
 use postrider_spool::{Position, Ticket};
 use rustc_hash::{FxHashMap, FxHashSet};
 use std::collections::BTreeMap;
@@ -45,7 +48,6 @@ pub struct Parts {
 #[derive(Debug)]
 pub(crate) struct Checkpoint {
     rewritten: FxHashSet<Bucket>,
-    gone: Vec<Bucket>,
     buckets: BTreeMap<Bucket, Section>,
     strays: Section,
     cursor: u32,
@@ -69,6 +71,7 @@ const TAG_RECIPIENT: u8 = 4;
 const TAG_NUMBER: u8 = 5;
 const TAG_ACT: u8 = 6;
 const TAG_BACKOFF: u8 = 7;
+const TAG_CHUNK: u8 = 8;
 
 const FLAG_HELD: u64 = 1;
 const FLAG_MARKED: u64 = 1 << 1;
@@ -76,6 +79,7 @@ const FLAG_CHUNKED: u64 = 1 << 2;
 const FLAG_WARN: u64 = 1 << 3;
 const FLAG_EXPIRES: u64 = 1 << 4;
 const SHIFT_CLASS: u32 = 5;
+const FLAG_IN_DOUBT: u64 = 1 << 7;
 
 impl Section {
     fn tag(&mut self, tag: u8) {
@@ -87,19 +91,23 @@ impl Section {
 }
 
 impl Shard {
-    /// Begins a checkpoint. Everything that was completed by now is in it.
+    /// Begins a checkpoint. Everything that was completed by now is in it, and everything that a checkpoint
+    /// before it should have written if that was not confirmed.
     pub fn begin_checkpoint(&mut self) {
-        let dirty = self.queue.take_dirty();
-        let (alive, gone): (Vec<BucketView>, Vec<BucketView>) =
-            dirty.into_iter().partition(|view| view.recipients > 0);
+        let dirty = self.queue.take_dirty().into_iter().map(|view| view.bucket);
+        self.unconfirmed.extend(dirty);
         self.checkpoint = Some(Box::new(Checkpoint {
-            rewritten: alive.iter().map(|view| view.bucket).collect(),
-            gone: gone.iter().map(|view| view.bucket).collect(),
+            rewritten: self.unconfirmed.clone(),
             buckets: BTreeMap::new(),
             strays: Section::default(),
             cursor: 0,
             recipients: Vec::new(),
         }));
+    }
+
+    /// The checkpoint that was begun last counts now. Call it before the next one begins.
+    pub fn checkpoint_confirmed(&mut self) {
+        self.unconfirmed.clear();
     }
 
     /// A checkpoint is being written.
@@ -137,12 +145,14 @@ impl Shard {
             let content = work.buckets.remove(&bucket).unwrap_or_default().out;
             parts.push(Part { name: name(&format!("b{}", bucket.0)), content });
         }
-        for bucket in work.gone {
-            parts.push(Part { name: name(&format!("b{}", bucket.0)), content: Vec::new() });
-        }
         parts.push(Part { name: name("strays"), content: work.strays.out });
         parts.push(Part { name: name("state"), content: self.state_part() });
-        Some(Parts { parts, after: self.last_ticket() })
+        // A mark of nobody, which cannot be refused: with it durable, so is all that the parts reflect. The last
+        // ticket itself may belong to a message that was lost, and would never become so.
+        let number = MessageNo(u64::from(self.index));
+        let mark = record::Attempt { number, ordinals: record::Ordinals::new(), attempt: 0 };
+        let after = self.append(NewRecord::urgent(Kind::Attempt, |head| mark.encode(head)));
+        Some(Parts { parts, after })
     }
 
     fn write_recipient(&self, section: &mut Section, recipient: RecipientSlot) {
@@ -167,6 +177,7 @@ impl Shard {
             (message.flags.chunked, FLAG_CHUNKED),
             (entry.warn.is_some(), FLAG_WARN),
             (entry.expires.is_some(), FLAG_EXPIRES),
+            (entry.is_in_flight || message.flags.marked && entry.attempts == 0, FLAG_IN_DOUBT),
         ] {
             if set {
                 flags |= flag;
@@ -246,6 +257,13 @@ impl Shard {
             section.out.put_uint(at.as_micros());
             section.out.put_bytes(&encode_act(&act, &filter));
         }
+        // Chunks before the checkpoint whose message may come behind it.
+        for (number, index, position) in self.messages.unfinished_chunks() {
+            section.tag(TAG_CHUNK);
+            section.out.put_uint(number.0);
+            section.out.put_uint(u64::from(index));
+            section.out.put_uint(position.as_u64());
+        }
         for (key, backoff) in self.backoffs() {
             section.tag(TAG_BACKOFF);
             section.out.put_str(&key);
@@ -297,6 +315,15 @@ impl Shard {
                     let (act, filter) = decode_act(r.bytes("act")?)?;
                     self.restore_act(at, number, act, filter);
                 }
+                TAG_CHUNK => {
+                    let number = MessageNo(r.uint("message number")?);
+                    let index = r.uint32("chunk index")?;
+                    let position = Position::from_u64(r.uint("chunk position")?);
+                    if let Some(position) = position.filter(|_| self.owns(number)) {
+                        self.number_taken(number);
+                        self.messages.place_chunk(number, index, position);
+                    }
+                }
                 TAG_BACKOFF => {
                     let lane = r.str("lane")?.into();
                     let failures = r.uint16("failures")?;
@@ -334,8 +361,7 @@ impl Shard {
                 chunks.push(Position::from_u64(r.uint("chunk position")?));
             }
         }
-        let ours = number.0 % u64::from(self.shards) == u64::from(self.index);
-        if !ours {
+        if !self.owns(number) {
             return Ok(());
         }
         self.number_taken(number);
@@ -388,7 +414,14 @@ impl Shard {
         };
         let recipient = self.queue.insert(accepted_at, &recipient);
         self.messages.link(slot, recipient);
+        if flags & FLAG_IN_DOUBT != 0 {
+            self.doubt(recipient);
+        }
         Ok(())
+    }
+
+    fn owns(&self, number: MessageNo) -> bool {
+        number.0 % u64::from(self.shards) == u64::from(self.index)
     }
 
     fn restore_act(&mut self, at: Timestamp, number: u64, act: Act, filter: Filter) {

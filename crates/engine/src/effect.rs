@@ -6,7 +6,7 @@ use crate::outflow::{ConnectionId, Plan, PlanHost, TransactionId};
 use crate::{Pieces, Refusal};
 use bytes::Bytes;
 use postrider_model::record::{self, Ordinals};
-use postrider_model::{Domain, MessageId, Reply};
+use postrider_model::{Domain, MessageId, Reply, Snapshot};
 use postrider_queue::{DomainId, LaneId};
 use postrider_spool::{Durable, Moved, Position, Ticket};
 use std::sync::Arc;
@@ -37,6 +37,8 @@ pub enum Effect {
     Connect {
         /// Where to.
         plan: Arc<Plan>,
+        /// The configuration to which the plan's numbers belong.
+        snapshot: Arc<Snapshot>,
     },
     /// The final dot of this transaction may go.
     Marked {

@@ -178,7 +178,7 @@ impl Shard {
     }
 
     /// The outcome of its last attempt is unknown.
-    fn doubt(&mut self, recipient: RecipientSlot) {
+    pub(crate) fn doubt(&mut self, recipient: RecipientSlot) {
         let before = self.reply_of(recipient);
         let said = match self.replies.get(before) {
             Some(said) => Said { in_doubt: true, ..Said::clone(said) },

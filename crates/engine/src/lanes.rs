@@ -35,6 +35,8 @@ pub(crate) struct Lanes {
 pub(crate) struct Lane {
     pub(crate) key: Arc<str>,
     pub(crate) plan: Arc<Plan>,
+    /// The configuration to which the plan's numbers belong.
+    pub(crate) snapshot: Arc<Snapshot>,
     pub(crate) slots: usize,
     pub(crate) sandbox: bool,
     pub(crate) last_reply: Option<Reply>,
@@ -48,10 +50,11 @@ pub(crate) struct Lane {
 }
 
 impl Lane {
-    fn new(key: Arc<str>, plan: Arc<Plan>, slots: usize, sandbox: bool) -> Self {
+    fn new(key: Arc<str>, plan: Arc<Plan>, snapshot: Arc<Snapshot>, slots: usize, sandbox: bool) -> Self {
         Lane {
             key,
             plan,
+            snapshot,
             slots,
             sandbox,
             last_reply: None,
@@ -173,16 +176,30 @@ impl Shard {
     pub fn resolved(&mut self, now: Timestamp, domain: DomainId, resolution: Resolution) {
         match resolution {
             Resolution::Hosts { site, hosts, ttl } => {
-                let Some((index, route)) = self.route_of(domain) else { return };
+                let Some((index, route)) = self.route_of(domain) else {
+                    // It left the configuration while the question was out; the queue waits for an answer.
+                    self.reroute_domain(now, domain);
+                    let text = "The route left the configuration";
+                    let gone = Resolution::Temporary(Reply::ours(451, EnhancedCode(4, 3, 5), text));
+                    return self.resolved(now, domain, gone);
+                };
+                if !hosts.iter().all(|host| is_hop_of(host, route)) {
+                    // The answer is to a question about the hosts of another configuration.
+                    return self.resolve(now, domain);
+                }
                 let sandbox = route.to == Target::Sandbox;
                 let key: Arc<str> = format!("{}/{site}", route.name).into();
                 let (slots, limits) = self.limits(index);
                 let lane = self.queue.resolved(now, domain, &key, limits, ttl);
                 let plan = Arc::new(Plan { lane, route: index, hosts });
                 match self.lanes.by_lane.get_mut(&lane).filter(|known| known.key == key) {
-                    Some(known) => (known.plan, known.slots, known.sandbox) = (plan, slots, sandbox),
+                    Some(known) => {
+                        (known.plan, known.slots, known.sandbox) = (plan, slots, sandbox);
+                        known.snapshot = self.snapshot.clone();
+                    }
                     None => {
-                        self.lanes.by_lane.insert(lane, Lane::new(key, plan, slots, sandbox));
+                        let known = Lane::new(key, plan, self.snapshot.clone(), slots, sandbox);
+                        self.lanes.by_lane.insert(lane, known);
                     }
                 }
             }
@@ -255,7 +272,8 @@ impl Shard {
         if known.sandbox {
             self.capture_more(now, lane);
         } else {
-            self.effects.push_back(Effect::Connect { plan: known.plan.clone() });
+            self.effects
+                .push_back(Effect::Connect { plan: known.plan.clone(), snapshot: known.snapshot.clone() });
         }
     }
 
@@ -438,6 +456,7 @@ impl Shard {
                         let (slots, limits) = self.limits(index);
                         if let Some(known) = self.lanes.get_mut(lane) {
                             known.plan = Arc::new(Plan { route: index, ..Plan::clone(&known.plan) });
+                            known.snapshot = self.snapshot.clone();
                             known.slots = slots;
                         }
                         self.queue.set_limits(lane, limits);
@@ -469,6 +488,20 @@ impl Shard {
             }
         }
         true
+    }
+}
+
+/// A host of a plan stands where the route names it, or comes from DNS.
+fn is_hop_of(host: &PlanHost, route: &Route) -> bool {
+    let Some(hop) = host.hop else { return matches!(route.to, Target::Mx) };
+    let Target::Hosts(hops) = &route.to else { return false };
+    match hops.get(hop).map(|next| &next.host) {
+        None => false,
+        Some(Host::Name(name, port)) => {
+            *host.name == *name.as_str() && host.addresses.iter().all(|address| address.port() == *port)
+        }
+        Some(Host::Address(address)) => host.addresses[..] == [*address],
+        Some(Host::Socket(path)) => *host.name == *path.to_string_lossy(),
     }
 }
 

@@ -166,6 +166,22 @@ impl Messages {
         self.chunks.get(&number).map_or(&[], Vec::as_slice)
     }
 
+    /// Chunks whose message has no place in the log yet.
+    pub(crate) fn unfinished_chunks(&self) -> Vec<(MessageNo, u32, Position)> {
+        let placed =
+            |number| self.find(number).and_then(|slot| self.get(slot)).is_some_and(|m| m.position.is_some());
+        let mut chunks: Vec<_> = self
+            .chunks
+            .iter()
+            .filter(|(number, _)| !placed(**number))
+            .flat_map(|(number, places)| {
+                (0..).zip(places).filter_map(|(index, place)| Some((*number, index, (*place)?)))
+            })
+            .collect();
+        chunks.sort_unstable();
+        chunks
+    }
+
     pub(crate) fn take_chunks(&mut self, number: MessageNo) -> Vec<Position> {
         self.chunks.remove(&number).unwrap_or_default().into_iter().flatten().collect()
     }

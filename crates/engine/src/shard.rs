@@ -14,9 +14,9 @@ use crate::report::ReportJob;
 use crate::transaction::{Link, Open};
 use postrider_model::record::Kind;
 use postrider_model::{IdCipher, MessageNo, Snapshot, Timestamp};
-use postrider_queue::{Action, Batch, LaneId, Queue, RecipientSlot};
+use postrider_queue::{Action, Batch, Bucket, LaneId, Queue, RecipientSlot};
 use postrider_spool::{Append, Completion, Durable, Position, Ticket};
-use rustc_hash::FxHashMap;
+use rustc_hash::{FxHashMap, FxHashSet};
 use smallvec::SmallVec;
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -60,6 +60,8 @@ pub struct Shard {
     pub(crate) health: Health,
     pub(crate) fold: Fold,
     pub(crate) checkpoint: Option<Box<Checkpoint>>,
+    /// Buckets that no checkpoint that counts has as they are.
+    pub(crate) unconfirmed: FxHashSet<Bucket>,
     /// Streams that have begun and not ended, with the ticket of their first chunk.
     pub(crate) streams: FxHashMap<MessageNo, Ticket>,
     /// The ticket of the last draft that a session submitted, until the shell asks.
@@ -151,6 +153,7 @@ impl Shard {
             health: Health::default(),
             fold: Fold::default(),
             checkpoint: None,
+            unconfirmed: FxHashSet::default(),
             streams: FxHashMap::default(),
             submitted: None,
             next_number: u64::from(config.index),
@@ -183,7 +186,11 @@ impl Shard {
 
     /// What the log's shell says of its health.
     pub fn set_health(&mut self, health: Health) {
+        let recovers = self.health.broken && !health.broken;
         self.health = health;
+        if recovers {
+            self.resume_waiting();
+        }
     }
 
     /// Records to append, in order. The shell takes them all, in one go, every time it has called in.
@@ -337,7 +344,7 @@ impl Shard {
         }
     }
 
-    /// Everything up to this ticket is durable, or was reported lost.
+    /// Everything up to this ticket is durable, but for what was reported lost.
     #[must_use]
     pub fn is_durable(&self, ticket: Ticket) -> bool {
         ticket <= self.durable

@@ -57,6 +57,10 @@ impl Outflow for Shard {
         if link.loading {
             return Next::Loading;
         }
+        if link.idle {
+            // It was told so, and the queue counts it once; `pull` ends that.
+            return Next::Idle;
+        }
         if link.in_doubt >= IN_DOUBT_MAX || broken {
             if !link.waiting {
                 link.waiting = true;
@@ -232,6 +236,19 @@ impl Shard {
                 now,
                 Settlement { transaction, outcomes, peer: "".into(), via, dsn_passed_on: false },
             );
+        }
+    }
+
+    /// The log takes records again: whoever was told to wait for that asks anew.
+    pub(crate) fn resume_waiting(&mut self) {
+        let mut waiting: Vec<_> =
+            self.links.iter().filter(|(_, link)| link.waiting).map(|(id, _)| *id).collect();
+        waiting.sort_unstable();
+        for connection in waiting {
+            if let Some(link) = self.links.get_mut(&connection) {
+                link.waiting = false;
+            }
+            self.effects.push_back(Effect::Resume { connection });
         }
     }
 

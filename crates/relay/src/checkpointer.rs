@@ -76,6 +76,8 @@ fn make(
     match checkpoints.commit(replay_from, head, parts.values().cloned().collect()) {
         Ok(()) => {
             *known = parts;
+            // Ahead of the next `Letter::Checkpoint`: an inbox keeps its order.
+            inboxes.iter().for_each(|inbox| inbox.send(Letter::CheckpointConfirmed));
             committer.checkpointed(replay_from);
         }
         Err(error) => {

@@ -231,7 +231,7 @@ impl EventLoop {
                 lookup::ask(&self.shared.resolver, &self.inbox, domain, question, port, seed);
             }
             Effect::Connect { .. } if self.draining => {}
-            Effect::Connect { plan } => self.connect(now, plan),
+            Effect::Connect { plan, snapshot } => self.connect(now, plan, snapshot),
             Effect::Marked { connection, transaction } => {
                 self.with_connection(now, connection, |it, shard| it.marked(now, transaction, shard));
             }
@@ -322,6 +322,7 @@ impl EventLoop {
                 self.shard.begin_checkpoint();
                 self.checkpoint = Some((None, reply));
             }
+            Letter::CheckpointConfirmed => self.shard.checkpoint_confirmed(),
             Letter::Moved(moved) => self.shard.moved(&moved),
             Letter::Drain(at) => {
                 self.draining = true;

@@ -181,20 +181,14 @@ impl EventLoop {
         ticket: Ticket,
         fate: Result<(), postrider_engine::Refusal>,
     ) {
-        while let Some(&(first, key, id)) = self.awaited.front() {
-            if first > ticket {
-                return;
-            }
-            self.awaited.pop_front();
-            if first == ticket {
-                if let Some(inbound) = self.sessions.get_mut(key).filter(|inbound| inbound.id == id)
-                    && let Phase::Session(session) = &mut inbound.phase
-                {
-                    session.durable(now, ticket, fate);
-                    self.serve(now, key);
-                }
-                return;
-            }
+        // Losses are told ahead of what is durable, so a later ticket may come before an earlier one.
+        let Ok(at) = self.awaited.binary_search_by_key(&ticket, |(awaited, _, _)| *awaited) else { return };
+        let Some((_, key, id)) = self.awaited.remove(at) else { return };
+        if let Some(inbound) = self.sessions.get_mut(key).filter(|inbound| inbound.id == id)
+            && let Phase::Session(session) = &mut inbound.phase
+        {
+            session.durable(now, ticket, fate);
+            self.serve(now, key);
         }
     }
 

@@ -30,6 +30,8 @@ pub(crate) enum Letter {
     Reload(Arc<Loadout>),
     /// Write down the shard's state for a checkpoint.
     Checkpoint(Sender<Parts>),
+    /// The last checkpoint counts.
+    CheckpointConfirmed,
     /// A record of this shard was copied forward.
     Moved(Moved),
     /// Take no more sessions, end what goes on, and stop at the latest at this time.

@@ -5,7 +5,7 @@ use crate::timers::Owner;
 use mio::Token;
 use postrider_egress::{Connection, Setup, Wants};
 use postrider_engine::{ConnectionEnd, ConnectionId, Plan};
-use postrider_model::{EnhancedCode, Reply, Timestamp};
+use postrider_model::{EnhancedCode, Reply, Snapshot, Timestamp};
 use postrider_net::{
     Admitted, Dial, DialOptions, DialOutcome, PeerCertificate, ReadOutcome, Stream, StreamError, TlsState,
     WriteOutcome,
@@ -22,6 +22,8 @@ const SLICES_MAX: usize = 64;
 pub(crate) struct Outbound {
     pub(crate) id: ConnectionId,
     plan: Arc<Plan>,
+    /// The configuration to which the plan's numbers belong, whatever is reloaded meanwhile.
+    snapshot: Arc<Snapshot>,
     /// The host that is tried or was reached.
     host: usize,
     /// Why the hosts before it were of no use.
@@ -53,11 +55,12 @@ enum Tls {
 
 impl EventLoop {
     /// Begins a connection for a lane.
-    pub(crate) fn connect(&mut self, now: Timestamp, plan: Arc<Plan>) {
+    pub(crate) fn connect(&mut self, now: Timestamp, plan: Arc<Plan>, snapshot: Arc<Snapshot>) {
         let id = ConnectionId(self.next_id());
         let key = self.connections.insert(Outbound {
             id,
             plan,
+            snapshot,
             host: 0,
             failed: None,
             plain_only: false,
@@ -79,7 +82,7 @@ impl EventLoop {
                 });
                 return self.ended(now, key, end, Vec::new());
             };
-            let route = self.shard.snapshot().routes.get(outbound.plan.route);
+            let route = outbound.snapshot.routes.get(outbound.plan.route);
             let bind = route.map(|route| route.source.bind.clone()).unwrap_or_default();
             if host.addresses.is_empty() && host.hop.is_some() {
                 match Stream::connect_unix(Path::new(&*host.name)) {
@@ -164,7 +167,7 @@ impl EventLoop {
             plan: outbound.plan.clone(),
             host: outbound.host,
             address,
-            snapshot: self.shard.snapshot().clone(),
+            snapshot: outbound.snapshot.clone(),
             plain_only: outbound.plain_only,
             nonce,
             scram: self.scram.get(&(outbound.plan.lane, outbound.host)).cloned(),

@@ -112,7 +112,7 @@ impl Client {
     fn send_content(&mut self, dice: &mut Dice) {
         let Some((key, _)) = self.message else { return };
         let mut text = format!("From: a@sender.test\r\nSubject: {key}\r\n\r\n").into_bytes();
-        let size = if dice.chance(30) { self.body_size_max } else { 1 + dice.below(3000) };
+        let size = if dice.chance(60) { self.body_size_max } else { 1 + dice.below(3000) };
         while (text.len() as u64) < size {
             if dice.chance(20) {
                 text.extend_from_slice(b"..stuffed\r\n");

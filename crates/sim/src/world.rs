@@ -626,7 +626,7 @@ impl World {
             Effect::Resolve { domain, question } => {
                 self.after_millis(20, Event::Resolve(shard, domain, question));
             }
-            Effect::Connect { plan } => self.after_millis(5, Event::Connect(shard, plan)),
+            Effect::Connect { plan, .. } => self.after_millis(5, Event::Connect(shard, plan)),
             Effect::Marked { connection, transaction } => {
                 self.with(connection, |it, shard| it.marked(now, transaction, shard));
             }
@@ -687,6 +687,10 @@ impl World {
             self.checkpointing = Some((from, gathered));
             return;
         }
+        if self.dice.chance(250) {
+            // No room for it: what it should have said is for the next one to say.
+            return self.log.checkpoint_failed();
+        }
         for part in gathered.into_iter().flatten().flat_map(|parts| parts.parts) {
             if part.content.is_empty() {
                 self.parts.remove(&part.name);
@@ -698,6 +702,7 @@ impl World {
         if self.checkpoints.len() > 2 {
             self.checkpoints.remove(0);
         }
+        self.shards.iter_mut().for_each(Shard::checkpoint_confirmed);
         self.log.checkpointed(from);
         self.log.journaled(self.log.durable());
         self.tally.checkpoints += 1;
