@@ -444,3 +444,151 @@ fn index(r: &mut Reader<'_>, len: usize, what: &'static str) -> Result<usize, De
     let at = usize::try_from(r.uint(what)?).map_err(|_| DecodeError::Invalid(what))?;
     if at < len { Ok(at) } else { Err(DecodeError::Invalid(what)) }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::shard::ShardConfig;
+    use crate::{Draft, Intake};
+    use bytes::Bytes;
+    use postrider_model::snapshot::{Delivery, DomainPattern, Route, Source, Target, TlsLevel};
+    use postrider_model::{BodyKind, Encoding, Envelope, IdCipher, Mailbox, RecipientParams, Snapshot};
+    use postrider_spool::{Append, BATCH_BYTES_MAX, Log, Op, Settings};
+    use std::sync::Arc;
+
+    const NOW: Timestamp = Timestamp::from_secs(1_800_000_000);
+
+    fn shard() -> Shard {
+        let route = Route {
+            name: "mx".into(),
+            domains: vec![DomainPattern::Any],
+            senders: Vec::new(),
+            to: Target::Mx,
+            tls: TlsLevel::None,
+            source: Source::default(),
+            connections_per_site_max: None,
+        };
+        let snapshot = Snapshot {
+            hostname: "relay.test".parse().unwrap(),
+            listeners: Vec::new(),
+            accounts: Vec::new(),
+            routes: vec![Arc::new(route)],
+            delivery: Delivery::default(),
+        };
+        Shard::new(ShardConfig {
+            index: 0,
+            shards: 1,
+            snapshot: Arc::new(snapshot),
+            cipher: IdCipher::new([1; 16]),
+            seed: 1,
+            fresh_size_max_bytes: 1 << 20,
+        })
+    }
+
+    /// Hands the shard's records to the log, which does all it is asked; gives what was appended.
+    fn commit(shard: &mut Shard, log: &mut Log) -> Vec<Append> {
+        let mut appends = Vec::new();
+        shard.take_appends(&mut appends);
+        let copies: Vec<Append> = appends.clone();
+        appends.into_iter().for_each(|append| log.append(append));
+        while let Some(op) = log.poll() {
+            match op {
+                Op::Prepare(prepare) => log.prepared(prepare.segment, Ok(())),
+                Op::Write(_) => log.written(Ok(())),
+                Op::Sync { .. } => log.synced(Ok(())),
+                Op::Read { .. } => unreachable!("nothing is copied"),
+            }
+        }
+        while let Some(news) = log.poll_completion() {
+            shard.completed(NOW, &news);
+        }
+        copies
+    }
+
+    fn message(number: MessageNo, chunks: u32) -> record::Message {
+        record::Message {
+            number,
+            accepted_at: NOW,
+            expires_at: Timestamp::from_secs(1_900_000_000),
+            class: Class::Normal,
+            account: "test".into(),
+            client: "".into(),
+            envelope: Envelope { body: BodyKind::SevenBit, ..Envelope::default() },
+            recipients: vec![RecipientParams::from("a@b.test".parse::<Mailbox>().unwrap())],
+            encoding: Encoding::Stuffed,
+            eight_bit: false,
+            utf8_header: false,
+            header_size: 2,
+            content_size: 12,
+            chunks,
+            held: false,
+            sent_at_once: false,
+            report: None,
+        }
+    }
+
+    fn checkpoint(shard: &mut Shard) -> Vec<Part> {
+        shard.begin_checkpoint();
+        loop {
+            if let Some(parts) = shard.checkpoint_step() {
+                return parts.parts;
+            }
+        }
+    }
+
+    #[test]
+    fn chunks_before_a_checkpoint_are_there_for_a_message_behind_it() {
+        let (mut before, mut log) = (shard(), Log::new(Settings::default(), 7));
+        let number = before.begin(NOW, 0).unwrap();
+        before.chunk(number, 0, Bytes::from_static(b"0123456789")).unwrap();
+        commit(&mut before, &mut log);
+        let parts = checkpoint(&mut before);
+        let content = [Bytes::from_static(b"\r\n")].into_iter().collect();
+        before.submit(NOW, Draft { message: message(number, 1), content }).unwrap();
+        let behind = commit(&mut before, &mut log);
+        let place = before.messages.chunks(number)[0];
+        assert!(place.is_some());
+
+        let mut after = shard();
+        parts.iter().for_each(|part| after.load_part(&part.content).unwrap());
+        for append in behind {
+            after.replay(append.kind, &append.head, None, false).unwrap();
+        }
+        let mut live = Vec::new();
+        after.replayed(NOW, &mut live);
+        assert_eq!(after.messages.chunks(number), [place]);
+        assert!(place.is_some_and(|place| live.contains(&place)));
+    }
+
+    #[test]
+    fn what_an_unconfirmed_checkpoint_took_the_next_one_writes_again() {
+        let (mut shard, mut log) = (shard(), Log::new(Settings::default(), 7));
+        let number = shard.begin(NOW, 0).unwrap();
+        let content = [Bytes::from_static(b"\r\n0123456789")].into_iter().collect();
+        shard.submit(NOW, Draft { message: message(number, 0), content }).unwrap();
+        commit(&mut shard, &mut log);
+        let buckets = |parts: &[Part]| parts.iter().filter(|part| part.name.starts_with("s0-b")).count();
+        assert_eq!(buckets(&checkpoint(&mut shard)), 1);
+        assert_eq!(buckets(&checkpoint(&mut shard)), 1, "the first one came to nothing");
+        shard.checkpoint_confirmed();
+        assert_eq!(buckets(&checkpoint(&mut shard)), 0);
+    }
+
+    #[test]
+    fn a_checkpoint_does_not_wait_for_a_ticket_that_was_lost() {
+        let (mut shard, mut log) = (shard(), Log::new(Settings::default(), 7));
+        let number = shard.begin(NOW, 0).unwrap();
+        let content = [Bytes::from(vec![b'x'; BATCH_BYTES_MAX as usize + 1])].into_iter().collect();
+        let lost = shard.submit(NOW, Draft { message: message(number, 0), content }).unwrap();
+        commit(&mut shard, &mut log);
+        assert!(!shard.is_durable(lost), "it is larger than the log takes");
+        shard.begin_checkpoint();
+        let parts = loop {
+            if let Some(parts) = shard.checkpoint_step() {
+                break parts;
+            }
+        };
+        commit(&mut shard, &mut log);
+        assert!(shard.is_durable(parts.after));
+    }
+}
