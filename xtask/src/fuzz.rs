@@ -60,7 +60,13 @@ fn fuzz(cargo: &str, args: &[&str]) -> Command {
 
 fn start(cargo: &str, target: &str, seconds: u32) -> Result<Child> {
     let time = format!("-max_total_time={seconds}");
-    let mut command = fuzz(cargo, &["run", target, "--", &time, "-timeout=10", INPUT_SIZE_MAX]);
+    let fuzz_dir = shell::root().join("fuzz");
+    let (corpus, seeds) = (fuzz_dir.join("corpus").join(target), fuzz_dir.join("seeds").join(target));
+    std::fs::create_dir_all(&corpus).with_context(|| format!("cannot create {}", corpus.display()))?;
+    let mut command = fuzz(cargo, &["run", target]);
+    // What is new goes to the first directory; the second holds inputs that once found something.
+    command.arg(&corpus).args(seeds.is_dir().then_some(&seeds));
+    command.args(["--", &time, "-timeout=10", INPUT_SIZE_MAX]);
     command.args(["-verbosity=0", "-print_final_stats=1"]).stdin(Stdio::null()).stdout(Stdio::null());
     command.stderr(Stdio::piped()).spawn().context("cannot start cargo fuzz")
 }

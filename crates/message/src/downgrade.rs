@@ -111,7 +111,8 @@ impl Converter {
         }
         let body = entity.slice(header.size as usize..);
         if fits(&body) {
-            self.out.extend_from_slice(entity);
+            self.head(&entity[..header.size as usize]);
+            self.out.extend_from_slice(&body);
             return Ok(());
         }
         let media_type = field(&header, content, FieldKind::ContentType, media_type)?;
@@ -153,10 +154,10 @@ impl Converter {
         let mut kept = header.mbox_line_size as usize;
         let fields_end = header.fields().last().map_or(kept, |field| field.range().end);
         for field in header.fields().iter().filter(|f| f.kind == FieldKind::ContentTransferEncoding) {
-            self.out.extend_from_slice(&pieces::gather(content, kept..field.range().start));
+            self.head(&pieces::gather(content, kept..field.range().start));
             kept = field.range().end;
         }
-        self.out.extend_from_slice(&pieces::gather(content, kept..fields_end));
+        self.head(&pieces::gather(content, kept..fields_end));
         if place == Place::Message && !header.has(FieldKind::MimeVersion) {
             self.out.extend_from_slice(b"MIME-Version: 1.0\r\n");
             if !header.has(FieldKind::ContentType) {
@@ -165,6 +166,16 @@ impl Converter {
             }
         }
         self.out.extend_from_slice(format!("Content-Transfer-Encoding: {encoding}\r\n\r\n").as_bytes());
+    }
+
+    /// Appends lines of a header, those too long folded where white space stands (RFC 5322 §2.2.3), or by
+    /// force, as Postfix does, where none stands.
+    fn head(&mut self, lines: &[u8]) {
+        wrap(&mut self.out, lines, |line| {
+            let text = line.iter().position(|b| !is_blank(*b)).unwrap_or(0);
+            let fold = line[..LINE_SIZE_MAX].iter().rposition(|b| is_blank(*b)).filter(|at| *at > text);
+            fold.map_or((LINE_SIZE_MAX, &b"\r\n "[..]), |at| (at, b"\r\n"))
+        });
     }
 
     /// Appends the parts between their boundaries. What stands before the first and after the last is for
@@ -182,7 +193,11 @@ impl Converter {
         self.ignored(&body[..first.start]);
         let mut current = first;
         loop {
-            self.out.extend_from_slice(&body[current.start..current.end]);
+            let delimiter = &body[current.start..current.end];
+            if !fits(delimiter) {
+                return Err(DowngradeError::Malformed);
+            }
+            self.out.extend_from_slice(delimiter);
             if current.is_last {
                 self.ignored(&body[current.end..]);
                 return Ok(());
@@ -198,7 +213,8 @@ impl Converter {
 
     fn ignored(&mut self, octets: &[u8]) {
         let plain = |b: &u8| if b.is_ascii() && *b != 0 { *b } else { b'?' };
-        self.out.extend(octets.iter().map(plain));
+        let octets: Vec<u8> = octets.iter().map(plain).collect();
+        wrap(&mut self.out, &octets, |_| (LINE_SIZE_MAX, b"\r\n"));
     }
 }
 
@@ -267,6 +283,26 @@ fn field<T>(
 fn default_type(place: Place) -> MediaType {
     let (kind, subtype) = if place == Place::DigestPart { ("message", "rfc822") } else { ("text", "plain") };
     MediaType { kind: kind.into(), subtype: subtype.into(), boundary: None }
+}
+
+/// Appends lines, those too long broken by `cut`: after how many octets, and what goes in between.
+fn wrap(out: &mut Vec<u8>, lines: &[u8], cut: impl Fn(&[u8]) -> (usize, &'static [u8])) {
+    for line in lines.split_inclusive(|b| *b == b'\n') {
+        let text = line.strip_suffix(b"\r\n").unwrap_or(line);
+        let mut rest = text;
+        while rest.len() > LINE_SIZE_MAX {
+            let (end, between) = cut(rest);
+            out.extend_from_slice(&rest[..end]);
+            out.extend_from_slice(between);
+            rest = &rest[end..];
+        }
+        out.extend_from_slice(rest);
+        out.extend_from_slice(&line[text.len()..]);
+    }
+}
+
+fn is_blank(octet: u8) -> bool {
+    matches!(octet, b' ' | b'\t')
 }
 
 /// Seven-bit lines: no octet above 127, no NUL, CR and LF only together, no line too long.
@@ -396,6 +432,24 @@ mod tests {
         let long = format!("MIME-Version: 1.0\r\n\r\n{}\r\n", "x".repeat(2_000));
         let out = convert(long.as_bytes(), Encoding::Stuffed).unwrap();
         assert!(out.split(|b| *b == b'\n').all(|line| line.len() < 80));
+    }
+
+    #[test]
+    fn long_lines_of_a_header_and_around_parts_are_broken() {
+        let x = |count| "x".repeat(count);
+        check(
+            &format!("Subject: {} {}\r\nX: {}\r\n\r\ny\r\n", x(700), x(700), x(1_000)),
+            Ok(&format!("Subject: {}\r\n {}\r\nX:\r\n {}\r\n xxx\r\n\r\ny\r\n", x(700), x(700), x(997))),
+        );
+        let head = "Content-Type: multipart/mixed; boundary=b\r\n";
+        check(
+            &format!("{head}\r\n{}\r\n--b\r\n\r\ny\r\n--b--\r\n", x(1_000)),
+            Ok(&format!(
+                "{head}MIME-Version: 1.0\r\nContent-Transfer-Encoding: 7bit\r\n\r\n\
+                 {}\r\nxx\r\n--b\r\n\r\ny\r\n--b--\r\n",
+                x(998)
+            )),
+        );
     }
 
     #[test]
