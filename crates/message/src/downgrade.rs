@@ -52,10 +52,11 @@ pub struct SevenBit {
     pub breaks_dkim: bool,
 }
 
-/// True if content can go to any peer as it is: seven-bit lines of bearable length.
+/// True if content in [`Encoding::Stuffed`] form can go to any peer as it is: seven-bit lines of bearable length.
 #[must_use]
 pub fn is_seven_bit(content: &[Bytes]) -> bool {
-    content.iter().all(|piece| piece.is_ascii()) && fits(&pieces::gather(content, 0..pieces::size(content)))
+    // A dot added for transparency does not count (RFC 5321 §4.5.3.1.6).
+    fits(&lines::unstuff(&pieces::gather(content, 0..pieces::size(content))))
 }
 
 /// Converts a content.
