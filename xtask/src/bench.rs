@@ -3,7 +3,6 @@
 mod measure;
 mod peers;
 mod relay;
-mod room;
 mod table;
 mod workload;
 
@@ -11,7 +10,6 @@ use crate::shell;
 use anyhow::{Context, Result, bail, ensure};
 use measure::{MemoryWatch, SyncCount};
 use relay::{Kind, Kit, Relay};
-use room::Packages;
 use serde_json::Value;
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -123,7 +121,7 @@ fn prepare(args: &Args) -> Result<Kit> {
     shell::must("certificate", Command::new(&storm).arg("certificate").args([&certificate, &key]))?;
     let postrider = (!args.only_others).then(|| target.join("release/postrider"));
     let verifier = postrider.as_deref().map(relay::verifier).transpose()?.unwrap_or_default();
-    let packages = args.peers.then(|| Packages::unpack(scratch.join("debian"))).transpose()?;
+    let packages = scratch.join("debian");
     Ok(Kit {
         storm,
         postrider,

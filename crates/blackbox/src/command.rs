@@ -1,7 +1,8 @@
 //! Running other programs within a bound, and getting them.
 
-use crate::site::{once, shared_folder};
-use anyhow::{Context, Result, ensure};
+use crate::site::shared_folder;
+use anyhow::{Context, Result};
+use enclosure::{apt_get, once};
 use std::io::{Read, Write};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
@@ -112,22 +113,11 @@ pub fn install(packages: &[&str]) -> Result<()> {
         let mut apt = Command::new("apt-get");
         apt.env("DEBIAN_FRONTEND", "noninteractive").env("RUNLEVEL", "1");
         apt.args(["install", "-y", "-qq", "--no-install-recommends", "-o", "DPkg::Lock::Timeout=120"]);
-        quietly_or_updated(apt.args(missing))
+        apt_get(apt.args(missing))
     })
 }
 
 fn is_installed(package: &str) -> bool {
     let info = Path::new("/var/lib/dpkg/info");
     ["", ":amd64", ":arm64"].iter().any(|kind| info.join(format!("{package}{kind}.list")).exists())
-}
-
-/// Runs an apt-get command, and once more with fresh package lists when it fails.
-pub(crate) fn quietly_or_updated(command: &mut Command) -> Result<()> {
-    if command.output().context("cannot start apt-get")?.status.success() {
-        return Ok(());
-    }
-    Command::new("apt-get").args(["update", "-qq"]).output()?;
-    let again = command.output()?;
-    ensure!(again.status.success(), "{command:?}: {}", String::from_utf8_lossy(&again.stderr));
-    Ok(())
 }

@@ -28,15 +28,14 @@ mod command;
 mod mail;
 pub mod names;
 mod relay;
-mod room;
 pub mod servers;
 mod site;
 
 pub use command::{Answer, install, program, run, run_with_input};
+pub use enclosure::{Room, Running, User, once};
 pub use mail::{LETTER, ends_with_letter, letter, without_added_fields};
 pub use relay::{PASSWORD, Relay, USER, binary, verifier};
-pub use room::{Packages, Room, Running, User};
-pub use site::{Site, once, shared_folder, until};
+pub use site::{Site, packages, shared_folder, until};
 
 /// True for full counts (`cargo xtask test --long`) instead of a seeded part.
 #[must_use]

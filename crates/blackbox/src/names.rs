@@ -1,8 +1,8 @@
 //! Names: a real authoritative server (NSD) behind a forwarder that makes some names slow or silent.
 
-use crate::room::{Packages, Room, Running, User};
-use crate::site::{Site, until};
+use crate::site::{Site, packages, until};
 use anyhow::Result;
+use enclosure::{Room, Running, User};
 use std::net::{SocketAddr, UdpSocket};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -35,8 +35,12 @@ impl Names {
     /// # Errors
     /// NSD cannot be unpacked or started here.
     pub fn start(site: &Site, zones: &[(&str, &str)]) -> Result<Names> {
-        let packages = Packages::unpack("nsd", &["nsd"])?;
-        let room = Room::build(site, "nsd", &packages, &[User { name: "nsd", id: 960 }])?;
+        let packages = packages("nsd", &["nsd"])?;
+        let room = Room::build(
+            &site.path("nsd"),
+            &packages,
+            &[User { name: "nsd", id: 960, home: "/nonexistent" }],
+        )?;
         let own = site.free(53);
         let mut config = format!(
             "server:\n  ip-address: {}@{}\n  hide-version: yes\n  zonesdir: \"/etc/nsd\"\n  database: \"\"\n  \

@@ -1,8 +1,9 @@
 //! The binary under test.
 
 use crate::command::{Answer, run, run_with_input};
-use crate::site::{Site, dying_with_us, once, shared_folder, target_folder, until};
+use crate::site::{Site, shared_folder, target_folder, until};
 use anyhow::{Context, Result, ensure};
+use enclosure::{dying_with_us, once};
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
 use std::fs::{self, File};

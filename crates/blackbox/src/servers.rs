@@ -1,8 +1,8 @@
 //! Mail servers that we did not write: Debian's Postfix, Exim and Dovecot, as they are packaged.
 
-use crate::room::{Packages, Room, Running, User};
-use crate::site::{Site, until};
+use crate::site::{Site, packages, until};
 use anyhow::Result;
+use enclosure::{Room, Running, User};
 use std::fs;
 use std::net::{SocketAddr, TcpStream};
 use std::path::PathBuf;
@@ -113,13 +113,13 @@ fn collect(folder: &std::path::Path, see: &mut impl FnMut(&PathBuf)) {
 /// # Errors
 /// It cannot be unpacked or started here.
 pub fn postfix(site: &Site, address: SocketAddr, domains: &str, next: Option<SocketAddr>) -> Result<Server> {
-    let packages = Packages::unpack("postfix", &["postfix", "libsasl2-2", "libsasl2-modules"])?;
+    let packages = packages("postfix", &["postfix", "libsasl2-2", "libsasl2-modules"])?;
     let users = [
-        User { name: "postfix", id: 970 },
-        User { name: "postdrop", id: 971 },
-        User { name: "box", id: 969 },
+        User { name: "postfix", id: 970, home: "/nonexistent" },
+        User { name: "postdrop", id: 971, home: "/nonexistent" },
+        User { name: "box", id: 969, home: "/nonexistent" },
     ];
-    let room = Room::build(site, &format!("postfix-{}", address.ip()), &packages, &users)?;
+    let room = Room::build(&site.path(&format!("postfix-{}", address.ip())), &packages, &users)?;
     let (certificate, key) = site.certificate(&["postfix.example.net"]);
     room.write("/etc/cert.pem", fs::read(certificate)?)?;
     room.write("/etc/key.pem", fs::read(key)?)?;
@@ -160,9 +160,12 @@ pub fn postfix(site: &Site, address: SocketAddr, domains: &str, next: Option<Soc
 /// # Errors
 /// It cannot be unpacked or started here.
 pub fn exim(site: &Site, address: SocketAddr, domains: &str) -> Result<Server> {
-    let packages = Packages::unpack("exim", &["exim4-base", "exim4-daemon-light"])?;
-    let users = [User { name: "Debian-exim", id: 972 }, User { name: "box", id: 969 }];
-    let room = Room::build(site, &format!("exim-{}", address.ip()), &packages, &users)?;
+    let packages = packages("exim", &["exim4-base", "exim4-daemon-light"])?;
+    let users = [
+        User { name: "Debian-exim", id: 972, home: "/nonexistent" },
+        User { name: "box", id: 969, home: "/nonexistent" },
+    ];
+    let room = Room::build(&site.path(&format!("exim-{}", address.ip())), &packages, &users)?;
     let (certificate, key) = site.certificate(&["exim.example.net"]);
     room.write("/etc/cert.pem", fs::read(certificate)?)?;
     room.write("/etc/key.pem", fs::read(key)?)?;
@@ -209,14 +212,13 @@ pub struct Dovecot {
 /// # Errors
 /// It cannot be unpacked or started here.
 pub fn dovecot(site: &Site, host: u8) -> Result<Dovecot> {
-    let packages =
-        Packages::unpack("dovecot", &["dovecot-core", "dovecot-imapd", "dovecot-pop3d", "dovecot-lmtpd"])?;
+    let packages = packages("dovecot", &["dovecot-core", "dovecot-imapd", "dovecot-pop3d", "dovecot-lmtpd"])?;
     let users = [
-        User { name: "dovecot", id: 974 },
-        User { name: "dovenull", id: 975 },
-        User { name: "box", id: 969 },
+        User { name: "dovecot", id: 974, home: "/nonexistent" },
+        User { name: "dovenull", id: 975, home: "/nonexistent" },
+        User { name: "box", id: 969, home: "/nonexistent" },
     ];
-    let room = Room::build(site, "dovecot", &packages, &users)?;
+    let room = Room::build(&site.path("dovecot"), &packages, &users)?;
     let (lmtp, imap, pop3) = (site.free(host), site.free(host), site.free(host));
     let listener = |name: &str, address: SocketAddr| {
         format!(

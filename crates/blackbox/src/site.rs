@@ -1,9 +1,9 @@
 //! A test's own addresses and folder, and work that is done once for all tests.
 
-use std::fs::{self, File};
+use enclosure::Packages;
+use std::fs;
 use std::net::{Ipv4Addr, SocketAddr, TcpListener};
 use std::path::{Path, PathBuf};
-use std::process::Command;
 use std::time::{Duration, Instant};
 use tempfile::TempDir;
 
@@ -119,24 +119,10 @@ pub fn shared_folder(name: &str) -> PathBuf {
     folder
 }
 
-/// Does the work unless the mark says that it was done; tests that come at the same time wait.
+/// Debian packages, unpacked once for all tests.
 ///
 /// # Errors
-/// What the work said; it is tried again by the next.
-pub fn once(mark: &Path, work: impl FnOnce() -> anyhow::Result<()>) -> anyhow::Result<()> {
-    let lock = File::create(mark.with_extension("lock"))?;
-    lock.lock()?;
-    if !mark.exists() {
-        work()?;
-        fs::write(mark, "")?;
-    }
-    Ok(())
-}
-
-/// A command that dies with the test, however that ends.
-#[must_use]
-pub(crate) fn dying_with_us(program: &Path) -> Command {
-    let mut command = Command::new("setpriv");
-    command.args(["--pdeathsig", "KILL"]).arg(program);
-    command
+/// No root, no apt-get, no such package.
+pub fn packages(name: &str, packages: &[&str]) -> anyhow::Result<Packages> {
+    Packages::unpack(&shared_folder("packages").join(name), packages)
 }

@@ -5,9 +5,9 @@
 //! disk: there is no syslog in the room.
 
 use super::relay::Site;
-use super::room::{Packages, Room, Running, User};
 use super::workload::{PASSWORD, USER};
-use anyhow::{Result, ensure};
+use anyhow::Result;
+use enclosure::{Packages, Room, Running, User};
 use std::path::Path;
 
 const POSTFIX_MASTER: &str = "\
@@ -32,12 +32,16 @@ anvil unix - - n - 1 anvil
 scache unix - - n - 1 scache
 ";
 
-pub(super) fn postfix(folder: &Path, packages: &Packages, site: &Site<'_>) -> Result<Running> {
+pub(super) fn postfix(folder: &Path, packages: &Path, site: &Site<'_>) -> Result<Running> {
+    let packages = Packages::unpack(
+        &packages.join("postfix"),
+        &["postfix", "sasl2-bin", "libsasl2-2", "libsasl2-modules", "libsasl2-modules-db"],
+    )?;
     let users = [
         User { name: "postfix", id: 970, home: "/var/spool/postfix" },
         User { name: "postdrop", id: 971, home: "/nonexistent" },
     ];
-    let room = Room::build(folder, packages, &users)?;
+    let room = Room::build(folder, &packages, &users)?;
     let tls_in = if site.workload.tls_in() {
         "smtpd_tls_security_level = may\nsmtpd_tls_cert_file = /etc/bench.crt\nsmtpd_tls_key_file = /etc/bench.key\n"
     } else {
@@ -53,7 +57,7 @@ pub(super) fn postfix(folder: &Path, packages: &Packages, site: &Site<'_>) -> Re
     let allowed = if site.workload.auth() { "" } else { "permit_mynetworks, " };
     room.write(
         "/etc/postfix/main.cf",
-        &format!(
+        format!(
             "compatibility_level = 3.6\nqueue_directory = /var/spool/postfix\ncommand_directory = /usr/sbin\n\
              daemon_directory = /usr/lib/postfix/sbin\nshlib_directory = /usr/lib/postfix\n\
              data_directory = /var/lib/postfix\nmail_owner = postfix\nsetgid_group = postdrop\n\
@@ -69,7 +73,7 @@ pub(super) fn postfix(folder: &Path, packages: &Packages, site: &Site<'_>) -> Re
         ),
     )?;
     let listen = format!("{} inet n - n - - smtpd\n", site.relay);
-    room.write("/etc/postfix/master.cf", &(listen + POSTFIX_MASTER))?;
+    room.write("/etc/postfix/master.cf", listen + POSTFIX_MASTER)?;
     room.write(
         "/etc/postfix/sasl/smtpd.conf",
         "pwcheck_method: auxprop\nauxprop_plugin: sasldb\nmech_list: PLAIN\n",
@@ -89,9 +93,10 @@ pub(super) fn postfix(folder: &Path, packages: &Packages, site: &Site<'_>) -> Re
     ))
 }
 
-pub(super) fn exim(folder: &Path, packages: &Packages, site: &Site<'_>) -> Result<Running> {
+pub(super) fn exim(folder: &Path, packages: &Path, site: &Site<'_>) -> Result<Running> {
+    let packages = Packages::unpack(&packages.join("exim"), &["exim4-base", "exim4-daemon-light"])?;
     let users = [User { name: "Debian-exim", id: 972, home: "/var/spool/exim4" }];
-    let room = Room::build(folder, packages, &users)?;
+    let room = Room::build(folder, &packages, &users)?;
     let tls_in = if site.workload.tls_in() {
         "tls_advertise_hosts = *\ntls_certificate = /etc/bench.crt\ntls_privatekey = /etc/bench.key\n"
     } else {
@@ -116,7 +121,7 @@ pub(super) fn exim(folder: &Path, packages: &Packages, site: &Site<'_>) -> Resul
     };
     room.write(
         "/etc/exim4/exim4.conf",
-        &format!(
+        format!(
             "primary_hostname = relay.example.test\ndomainlist local_domains =\nlocal_interfaces = 127.0.0.1\n\
              daemon_smtp_ports = {relay}\nacl_smtp_rcpt = acl_rcpt\nacl_smtp_data = accept\nhost_lookup =\n\
              rfc1413_hosts =\nsmtp_accept_max = 1000\nsmtp_accept_queue_per_connection = 0\n\
@@ -139,15 +144,16 @@ pub(super) fn exim(folder: &Path, packages: &Packages, site: &Site<'_>) -> Resul
     )
 }
 
-pub(super) fn opensmtpd(folder: &Path, packages: &Packages, site: &Site<'_>) -> Result<Running> {
+pub(super) fn opensmtpd(folder: &Path, packages: &Path, site: &Site<'_>) -> Result<Running> {
+    let packages = Packages::unpack(&packages.join("opensmtpd"), &["opensmtpd"])?;
     let users = [
         User { name: "opensmtpd", id: 973, home: "/var/lib/opensmtpd/empty" },
         User { name: "opensmtpq", id: 974, home: "/var/lib/opensmtpd/empty" },
     ];
-    let room = Room::build(folder, packages, &users)?;
+    let room = Room::build(folder, &packages, &users)?;
     room.write(
         "/etc/smtpd.conf",
-        &format!(
+        format!(
             "listen on 127.0.0.1 port {relay} hostname relay.example.test\n\
              smtp max-message-size 50M\nsmtp limit max-mails 100000000\nmta limit session-mail-max 100000\n\
              mta limit max-conn-per-host 50\nmta limit max-conn-per-route 50\nmta limit max-conn-per-connector 50\n\
@@ -164,12 +170,11 @@ pub(super) fn opensmtpd(folder: &Path, packages: &Packages, site: &Site<'_>) -> 
 }
 
 fn certificate(room: &Room, site: &Site<'_>) -> Result<()> {
-    room.write("/etc/bench.crt", &std::fs::read_to_string(site.certificate)?)?;
-    room.write("/etc/bench.key", &std::fs::read_to_string(site.key)?)
+    room.write("/etc/bench.crt", std::fs::read(site.certificate)?)?;
+    room.write("/etc/bench.key", std::fs::read(site.key)?)
 }
 
 /// Makes a peer try everything that waits for its next hop.
 pub(super) fn flush(running: &Running, command: &str) -> Result<()> {
-    ensure!(running.enter(command)?, "{command} failed: {}", running.output());
-    Ok(())
+    running.enter(command).map(drop)
 }

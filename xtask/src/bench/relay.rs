@@ -2,9 +2,9 @@
 
 use super::measure::Processes;
 use super::peers;
-use super::room::{Packages, Running as Room};
 use super::workload::{PASSWORD, USER, Workload};
 use anyhow::{Context, Result, bail, ensure};
+use enclosure::Running as Room;
 use std::fs;
 use std::io::Write;
 use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};
@@ -31,7 +31,8 @@ pub(crate) struct Kit {
     pub(crate) storm: PathBuf,
     pub(crate) postrider: Option<PathBuf>,
     pub(crate) yardstick: Option<PathBuf>,
-    pub(crate) packages: Option<Packages>,
+    /// Where the peers are unpacked.
+    pub(crate) packages: PathBuf,
     pub(crate) scratch: PathBuf,
     pub(crate) certificate: PathBuf,
     pub(crate) key: PathBuf,
@@ -90,13 +91,13 @@ impl Relay {
         }
         let (relay, sink) = (free_address()?, free_address()?);
         let site = Site { relay, sink, workload, certificate: &kit.certificate, key: &kit.key };
-        let packages = || kit.packages.as_ref().context("Debian's mail servers are not unpacked");
+        let packages = &kit.packages;
         let body = match kind {
             Kind::Postrider => postrider(&folder, kit, &site)?,
             Kind::Yardstick => yardstick(&folder, kit, &site)?,
-            Kind::Postfix => Body::Room(peers::postfix(&folder, packages()?, &site)?),
-            Kind::Exim => Body::Room(peers::exim(&folder, packages()?, &site)?),
-            Kind::OpenSmtpd => Body::Room(peers::opensmtpd(&folder, packages()?, &site)?),
+            Kind::Postfix => Body::Room(peers::postfix(&folder, packages, &site)?),
+            Kind::Exim => Body::Room(peers::exim(&folder, packages, &site)?),
+            Kind::OpenSmtpd => Body::Room(peers::opensmtpd(&folder, packages, &site)?),
         };
         let mut started = Relay { kind, body, relay, sink, folder };
         started.wait_until_it_listens()?;
@@ -106,7 +107,8 @@ impl Relay {
     pub(crate) fn processes(&self) -> Processes {
         match &self.body {
             Body::Process { child, .. } => Processes::One(child.id()),
-            Body::Room(room) => Processes::Namespace(room.namespace.clone()),
+            // A room that has ended has no processes, as an empty name has none.
+            Body::Room(room) => Processes::Namespace(room.namespace().unwrap_or_default()),
         }
     }
 

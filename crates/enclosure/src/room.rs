@@ -1,61 +1,17 @@
-//! A place in which Debian's servers run unchanged, each under its own paths and users, beside each other and
-//! beside whatever the machine has installed: a mount and PID namespace over unpacked packages.
+//! A mount and PID namespace over unpacked packages.
 
-use crate::command::quietly_or_updated;
-use crate::site::{Site, dying_with_us, once, shared_folder, until};
+use crate::Packages;
 use anyhow::{Context, Result, ensure};
 use std::fs;
 use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 /// A room's first process is there within this time.
 const START: Duration = Duration::from_secs(10);
-
-/// Debian packages with what they need beyond the machine, unpacked.
-#[derive(Clone, Debug)]
-pub struct Packages {
-    root: PathBuf,
-}
-
-impl Packages {
-    /// Downloads and unpacks, once for all tests.
-    ///
-    /// # Errors
-    /// No root, no apt-get, no such package.
-    pub fn unpack(name: &str, packages: &[&str]) -> Result<Packages> {
-        ensure!(rustix::process::geteuid().is_root(), "servers are unpacked and started as root only");
-        let folder = shared_folder("packages").join(name);
-        let root = folder.join("root");
-        fs::create_dir_all(&folder)?;
-        once(&folder.join("unpacked"), || {
-            let debs = folder.join("deb");
-            fs::create_dir_all(debs.join("partial"))?;
-            let mut download = Command::new("apt-get");
-            download.args([
-                "install",
-                "--download-only",
-                "--reinstall",
-                "-y",
-                "-qq",
-                "--no-install-recommends",
-            ]);
-            download.args(["-o", "Debug::NoLocking=1", "-o"]);
-            download.arg(format!("Dir::Cache::archives={}/", debs.display())).args(packages);
-            quietly_or_updated(&mut download)?;
-            for deb in fs::read_dir(&debs)? {
-                let deb = deb?.path();
-                if deb.extension().is_some_and(|kind| kind == "deb") {
-                    let status = Command::new("dpkg").arg("-x").arg(&deb).arg(&root).status()?;
-                    ensure!(status.success(), "dpkg -x {} failed", deb.display());
-                }
-            }
-            Ok(())
-        })?;
-        Ok(Packages { root })
-    }
-}
+/// How often that is looked at.
+const LOOK: Duration = Duration::from_millis(10);
 
 /// A user of a room, with a group of the same name and number.
 #[derive(Clone, Copy, Debug)]
@@ -64,6 +20,8 @@ pub struct User {
     pub name: &'static str,
     /// Its number and that of its group.
     pub id: u32,
+    /// Its home.
+    pub home: &'static str,
 }
 
 /// A room before anything runs in it.
@@ -74,12 +32,14 @@ pub struct Room {
 }
 
 impl Room {
-    /// Makes a fresh room: the machine's /usr under the packages', a copy of /etc, everything else its own.
+    /// Makes a fresh room of the folder: the machine's /usr under the packages', a copy of /etc, everything else its own.
     ///
     /// # Errors
     /// A file that cannot be written.
-    pub fn build(site: &Site, name: &str, packages: &Packages, users: &[User]) -> Result<Room> {
-        let folder = site.path(name);
+    pub fn build(folder: &Path, packages: &Packages, users: &[User]) -> Result<Room> {
+        if folder.exists() {
+            fs::remove_dir_all(folder).with_context(|| format!("cannot clear {}", folder.display()))?;
+        }
         for name in [
             "usr",
             "etc",
@@ -116,7 +76,7 @@ impl Room {
         for file in ["etc/passwd", "etc/group"] {
             let path = folder.join(file);
             let mut text = fs::read_to_string(&path)?;
-            for User { name, id } in users {
+            for User { name, id, home } in users {
                 let begin = format!("{name}:");
                 text = text
                     .lines()
@@ -124,13 +84,13 @@ impl Room {
                     .map(|old| format!("{old}\n"))
                     .collect();
                 text += &match file {
-                    "etc/passwd" => format!("{name}:x:{id}:{id}::/nonexistent:/usr/sbin/nologin\n"),
+                    "etc/passwd" => format!("{name}:x:{id}:{id}::{home}:/usr/sbin/nologin\n"),
                     _ => format!("{name}:x:{id}:\n"),
                 };
             }
             fs::write(path, text)?;
         }
-        Ok(Room { folder, usr: packages.root.join("usr") })
+        Ok(Room { folder: folder.to_owned(), usr: packages.root.join("usr") })
     }
 
     /// A path of the room, as seen from outside.
@@ -174,11 +134,12 @@ impl Room {
             .spawn()
             .context("cannot start unshare")?;
         let mut running = Running { child, room: self };
-        until("a room is entered", START, || {
-            let ended = running.child.try_wait().unwrap().is_some();
-            (ended || running.room.path("run/entered").exists()).then_some(())
-        });
-        ensure!(running.child.try_wait()?.is_none(), "the room is empty: {}", running.output());
+        let started = Instant::now();
+        while !running.room.path("run/entered").exists() {
+            ensure!(running.child.try_wait()?.is_none(), "the room is empty: {}", running.output());
+            ensure!(started.elapsed() < START, "the room has no process within {START:?}");
+            std::thread::sleep(LOOK);
+        }
         Ok(running)
     }
 }
@@ -197,14 +158,26 @@ impl Running {
     /// # Errors
     /// It failed.
     pub fn enter(&self, command: &str) -> Result<String> {
-        let children = fs::read_to_string(format!("/proc/{0}/task/{0}/children", self.child.id()))?;
-        let pid = children.split_whitespace().next().context("the room is empty")?;
         let output = Command::new("nsenter")
-            .args(["--mount", "--pid", "--root", "--target", pid, "sh", "-c", command])
+            .args(["--mount", "--pid", "--root", "--wd", "--target", &self.first_process()?, "sh", "-c"])
+            .arg(command)
             .stdin(Stdio::null())
             .output()?;
         ensure!(output.status.success(), "{command}: {}", String::from_utf8_lossy(&output.stderr));
         Ok(String::from_utf8_lossy(&output.stdout).into_owned())
+    }
+
+    /// The PID namespace of the room's processes, as `/proc/PID/ns/pid` names it.
+    ///
+    /// # Errors
+    /// No process is left.
+    pub fn namespace(&self) -> Result<PathBuf> {
+        Ok(fs::read_link(format!("/proc/{}/ns/pid", self.first_process()?))?)
+    }
+
+    fn first_process(&self) -> Result<String> {
+        let children = fs::read_to_string(format!("/proc/{0}/task/{0}/children", self.child.id()))?;
+        Ok(children.split_whitespace().next().context("the room is empty")?.to_owned())
     }
 
     /// What the room's processes printed.
@@ -222,6 +195,14 @@ impl Drop for Running {
             eprintln!("--- {}\n{}", self.room.folder.display(), self.output());
         }
     }
+}
+
+/// A command that is killed when the thread that starts it ends, however that ends.
+#[must_use]
+pub fn dying_with_us(program: &Path) -> Command {
+    let mut command = Command::new("setpriv");
+    command.args(["--pdeathsig", "KILL"]).arg(program);
+    command
 }
 
 fn copy(from: &Path, to: &Path) -> Result<()> {
