@@ -30,12 +30,14 @@ pub mod names;
 mod relay;
 pub mod servers;
 mod site;
+mod tap;
 
 pub use command::{Answer, install, program, run, run_with_input};
 pub use enclosure::{Room, Running, User, once};
 pub use mail::{LETTER, ends_with_letter, letter, without_added_fields};
 pub use relay::{PASSWORD, Relay, USER, binary, verifier};
 pub use site::{Site, packages, shared_folder, until};
+pub use tap::{Call, Content, Tap};
 
 /// True for full counts (`cargo xtask test --long`) instead of a seeded part.
 #[must_use]

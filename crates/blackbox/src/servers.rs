@@ -113,6 +113,20 @@ fn collect(folder: &std::path::Path, see: &mut impl FnMut(&PathBuf)) {
 /// # Errors
 /// It cannot be unpacked or started here.
 pub fn postfix(site: &Site, address: SocketAddr, domains: &str, next: Option<SocketAddr>) -> Result<Server> {
+    postfix_with(site, address, domains, next, "")
+}
+
+/// The same, with lines put at the end of `main.cf`, where they count.
+///
+/// # Errors
+/// It cannot be unpacked or started here.
+pub fn postfix_with(
+    site: &Site,
+    address: SocketAddr,
+    domains: &str,
+    next: Option<SocketAddr>,
+    settings: &str,
+) -> Result<Server> {
     let packages = packages("postfix", &["postfix", "libsasl2-2", "libsasl2-modules"])?;
     let users = [
         User { name: "postfix", id: 970, home: "/nonexistent" },
@@ -141,9 +155,9 @@ pub fn postfix(site: &Site, address: SocketAddr, domains: &str, next: Option<Soc
              message_size_limit = 52428800\nmailbox_size_limit = 0\nvirtual_mailbox_limit = 0\n\
              virtual_mailbox_domains = {domains}\nvirtual_mailbox_base = /mail\n\
              virtual_mailbox_maps = static:all/\nvirtual_uid_maps = static:969\nvirtual_gid_maps = static:969\n\
-             virtual_minimum_uid = 100\nsmtputf8_enable = yes\nsmtpd_tls_security_level = may\n\
+             virtual_minimum_uid = 100\nsmtpd_tls_security_level = may\n\
              smtpd_tls_cert_file = /etc/cert.pem\nsmtpd_tls_key_file = /etc/key.pem\nsmtpd_tls_received_header = yes\n\
-             smtp_tls_security_level = may\nminimal_backoff_time = 2s\nqueue_run_delay = 2s\n{relay}",
+             smtp_tls_security_level = may\nminimal_backoff_time = 2s\nqueue_run_delay = 2s\n{relay}{settings}",
             first = domains.split([',', ' ']).next().unwrap_or_default(),
         ),
     )?;
@@ -160,6 +174,20 @@ pub fn postfix(site: &Site, address: SocketAddr, domains: &str, next: Option<Soc
 /// # Errors
 /// It cannot be unpacked or started here.
 pub fn exim(site: &Site, address: SocketAddr, domains: &str) -> Result<Server> {
+    exim_with(site, address, domains, None, "smtputf8_advertise_hosts = *\n")
+}
+
+/// The same, with more main settings; everything else goes to the next hop, if there is one.
+///
+/// # Errors
+/// It cannot be unpacked or started here.
+pub fn exim_with(
+    site: &Site,
+    address: SocketAddr,
+    domains: &str,
+    next: Option<SocketAddr>,
+    settings: &str,
+) -> Result<Server> {
     let packages = packages("exim", &["exim4-base", "exim4-daemon-light"])?;
     let users = [
         User { name: "Debian-exim", id: 972, home: "/nonexistent" },
@@ -169,6 +197,13 @@ pub fn exim(site: &Site, address: SocketAddr, domains: &str) -> Result<Server> {
     let (certificate, key) = site.certificate(&["exim.example.net"]);
     room.write("/etc/cert.pem", fs::read(certificate)?)?;
     room.write("/etc/key.pem", fs::read(key)?)?;
+    let router = next.map_or_else(String::new, |next| {
+        format!(
+            "next:\n  driver = manualroute\n  route_list = * {}::{} byname\n  transport = out\n  self = send\n",
+            next.ip(),
+            next.port()
+        )
+    });
     room.write(
         "/etc/exim4/exim4.conf",
         format!(
@@ -176,16 +211,17 @@ pub fn exim(site: &Site, address: SocketAddr, domains: &str) -> Result<Server> {
              local_interfaces = {ip}\ndaemon_smtp_ports = {port}\nacl_smtp_rcpt = acl_rcpt\n\
              acl_smtp_data = accept\nhost_lookup =\nrfc1413_hosts =\nmessage_size_limit = 50M\n\
              disable_ipv6 = true\ntls_advertise_hosts = *\ntls_certificate = /etc/cert.pem\n\
-             tls_privatekey = /etc/key.pem\nchunking_advertise_hosts = *\nsmtputf8_advertise_hosts = *\n\
+             tls_privatekey = /etc/key.pem\nchunking_advertise_hosts = *\n{settings}\
              begin acl\nacl_rcpt:\n  deny local_parts = nobody\n       message = no such user\n  \
-             accept domains = +local_domains\n  deny\n\
+             accept domains = +local_domains\n  {others}\n\
              begin routers\nboxes:\n  driver = accept\n  domains = +local_domains\n  transport = box\n\
-             begin transports\nbox:\n  driver = appendfile\n  directory = /mail/box\n  \
+             {router}begin transports\nout:\n  driver = smtp\nbox:\n  driver = appendfile\n  directory = /mail/box\n  \
              maildir_format\n  create_directory\n  user = box\n  group = box\n  delivery_date_add\n  \
              envelope_to_add\n  return_path_add\n\
              begin retry\n* * F,2h,1m\n",
             ip = address.ip(),
             port = address.port(),
+            others = if next.is_some() { "accept" } else { "deny" },
         ),
     )?;
     let room = room.start(

@@ -230,7 +230,6 @@ fn postfix_relays_through_us_and_is_told_of_failures() {
     let relay = relay(&site, address, &format!("[[route]]\nto = [\"smtp://{inside_at}\"]\n"));
     let outside_at = site.free(3);
     let outside = or_skip!(postfix(&site, outside_at, "elsewhere.test", Some(address)));
-    // Eight bits over BDAT: Postfix offers CHUNKING and 8BITMIME, and so do we.
     let mut eight = letter("eight");
     eight.extend_from_slice("\u{e4}\u{f6}\u{fc}\r\n".as_bytes());
     send(outside_at, "BODY=8BITMIME RET=HDRS ENVID=e1", &["bob@example.net NOTIFY=SUCCESS,FAILURE"], &eight);
@@ -274,7 +273,7 @@ fn postfix_relays_through_us_and_is_told_of_failures() {
 }
 
 #[test]
-fn addresses_and_headers_in_utf8_pass_through_and_go_back() {
+fn addresses_and_headers_in_utf8_pass_through() {
     let site = Site::new();
     or_skip!(program("python3", "python3"));
     let inside_at = site.free(2);

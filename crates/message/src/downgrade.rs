@@ -135,10 +135,11 @@ impl Converter {
                 self.header(&header, content, place, "7bit");
                 self.entity(&body, Place::Message, depth + 1)
             }
-            // A header in UTF-8 (RFC 6532 §3.7), or a form that may not be encoded (RFC 2046 §5.2).
-            "message" => Err(DowngradeError::Header),
+            // A form that may not be encoded (RFC 2046 §5.2).
+            "message" if !media_type.subtype.starts_with("global") => Err(DowngradeError::Header),
             kind => {
-                if kind == "text" && is_mostly_ascii(&body) {
+                // Messages with headers in UTF-8 and what reports say of them may be (RFC 6532 §3.7, RFC 6533 §6).
+                if matches!(kind, "text" | "message") && is_mostly_ascii(&body) {
                     self.header(&header, content, place, "quoted-printable");
                     write_quoted_printable(&mut self.out, &body);
                 } else {
@@ -396,6 +397,20 @@ mod tests {
     }
 
     #[test]
+    fn a_report_on_addresses_in_utf8_can_be_encoded() {
+        let head = "MIME-Version: 1.0\r\nContent-Type: message/global-delivery-status\r\n";
+        check(
+            &format!(
+                "{head}\r\nReporting-MTA: dns; a.example\r\n\r\nFinal-Recipient: utf-8; ü@b.example\r\n"
+            ),
+            Ok(&format!(
+                "{head}Content-Transfer-Encoding: quoted-printable\r\n\r\nReporting-MTA: dns; a.example\r\n\r\n\
+                 Final-Recipient: utf-8; =C3=BC@b.example\r\n"
+            )),
+        );
+    }
+
+    #[test]
     fn what_cannot_be_converted_without_loss_is_refused() {
         let mime = |fields: &str, body: &str| format!("MIME-Version: 1.0\r\n{fields}\r\n\r\n{body}\r\n");
         let refused = |content: String, error| check(&content, Err(error));
@@ -409,7 +424,7 @@ mod tests {
         refused(mime("Content-Transfer-Encoding: base64", "ü"), DowngradeError::Malformed);
         refused(mime("Content-Transfer-Encoding: x-odd", "ü"), DowngradeError::Malformed);
         refused(mime("Content-Type: a/b\r\nContent-Type: c/d", "ü"), DowngradeError::Malformed);
-        refused(mime("Content-Type: message/global", "ü"), DowngradeError::Header);
+        refused(mime("Content-Type: message/partial", "ü"), DowngradeError::Header);
         refused(mime("Content-Type: message/rfc822", "Subject: ü\r\n\r\n"), DowngradeError::Header);
     }
 

@@ -114,7 +114,8 @@ impl Received<'_> {
         if let Some(mailbox) = recipient {
             fold.line();
             fold.glue(b"for <");
-            if self.smtputf8 {
+            // A domain alone has a form in ASCII: our own field shall not make a header need SMTPUTF8.
+            if mailbox.needs_smtputf8() {
                 fold.glue(mailbox.as_str().as_bytes());
             } else {
                 fold.glue(mailbox.to_wire().as_bytes());
@@ -319,7 +320,9 @@ mod tests {
         };
         assert!(field(&utf8, true).contains("for <jürgen@example.net>"));
         assert!(!field(&utf8, false).contains("for <"));
-        assert!(field(&ascii_local, false).contains("for <j@xn--bcher-kva.example>"));
+        for smtputf8 in [true, false] {
+            assert!(field(&ascii_local, smtputf8).contains("for <j@xn--bcher-kva.example>"));
+        }
     }
 
     #[test]
