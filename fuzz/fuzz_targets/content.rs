@@ -30,8 +30,7 @@ fn read(rules: ContentRules, input: &[u8], step: usize) -> (Vec<u8>, Option<usiz
 
 fuzz_target!(|data: &[u8]| {
     let [flags, step, input @ ..] = data else { return };
-    let rules =
-        ContentRules { line_size_max_bytes: 100, normalises: flags & 1 != 0, binary: flags & 2 != 0 };
+    let rules = ContentRules { line_size_max_bytes: 100, normalises: flags & 1 != 0, binary: flags & 2 != 0 };
     let (whole, end, notes) = read(rules, input, input.len().max(1));
     let (pieces, end_in_pieces, notes_in_pieces) = read(rules, input, usize::from(*step).max(1));
     assert_eq!(end, end_in_pieces);

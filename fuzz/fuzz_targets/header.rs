@@ -9,8 +9,7 @@ fuzz_target!(|data: &[u8]| {
     let Some((&step, content)) = data.split_first() else { return };
     let content = Bytes::copy_from_slice(content);
     let whole = [content.clone()];
-    let pieces: Vec<Bytes> =
-        content.chunks(usize::from(step).max(1)).map(Bytes::copy_from_slice).collect();
+    let pieces: Vec<Bytes> = content.chunks(usize::from(step).max(1)).map(Bytes::copy_from_slice).collect();
     let header = HeaderScan::whole(&whole);
     let header_of_pieces = HeaderScan::whole(&pieces);
     assert_eq!(format!("{header:?}"), format!("{header_of_pieces:?}"));

@@ -37,9 +37,12 @@ pub(crate) fn clean(text: &str, size_max: usize, ascii: bool) -> String {
 /// The text as it may stand in an unstructured field: as it is if it is printable ASCII, else as encoded
 /// words with spaces between.
 pub(crate) fn encode(text: &str) -> String {
-    if text.bytes().all(|b| (0x20..=0x7e).contains(&b)) {
-        return text.into();
-    }
+    if text.bytes().all(|b| (0x20..=0x7e).contains(&b)) { text.into() } else { encode_always(text) }
+}
+
+/// The text as encoded words, also where it is ASCII: what looks like an encoded word, or has a word longer
+/// than a line.
+pub(crate) fn encode_always(text: &str) -> String {
     const OPEN: &str = "=?utf-8?b?";
     // Base64 makes four characters of three octets; a character must not be cut.
     let octets_max = (WORD_SIZE_MAX - OPEN.len() - 2) / 4 * 3;
