@@ -6,7 +6,7 @@ mod relay;
 mod table;
 mod workload;
 
-use crate::shell;
+use crate::{instructions, shell};
 use anyhow::{Context, Result, bail, ensure};
 use measure::{MemoryWatch, SyncCount};
 use relay::{Kind, Kit, Relay};
@@ -40,6 +40,12 @@ pub(crate) struct Args {
     /// A program that relays with the least work possible: PROGRAM LISTEN NEXT-HOP LOG-FILE.
     #[arg(long)]
     yardstick: Option<PathBuf>,
+    /// Count the instructions of the hot paths instead, and hold them against the recorded figures.
+    #[arg(long)]
+    instructions: bool,
+    /// Record what was counted.
+    #[arg(long, requires = "instructions")]
+    record: bool,
     /// Leave our own relay out.
     #[arg(long)]
     only_others: bool,
@@ -49,6 +55,9 @@ pub(crate) struct Args {
 }
 
 pub(crate) fn run(args: &Args) -> Result<()> {
+    if args.instructions {
+        return instructions::run(args.record);
+    }
     let kit = prepare(args)?;
     let mut kinds = Vec::new();
     kinds.extend((!args.only_others).then_some(Kind::Postrider));
@@ -111,8 +120,7 @@ fn prepare(args: &Args) -> Result<Kit> {
         build.args(["--package", "postrider"]);
     }
     shell::must("build", &mut build)?;
-    let target =
-        std::env::var_os("CARGO_TARGET_DIR").map_or_else(|| shell::root().join("target"), PathBuf::from);
+    let target = shell::target();
     let scratch = args.scratch.clone().unwrap_or_else(|| target.join("bench"));
     fs::create_dir_all(&scratch)?;
     let scratch = scratch.canonicalize()?;

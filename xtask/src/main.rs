@@ -5,6 +5,7 @@
 mod bench;
 mod debian;
 mod fuzz;
+mod instructions;
 mod run;
 mod shell;
 mod test;

@@ -15,6 +15,16 @@ pub(crate) fn cargo() -> String {
     std::env::var("CARGO").unwrap_or_else(|_| "cargo".to_owned())
 }
 
+/// The programs that tests start and those whose instructions are counted. Always together: what is built alone may
+/// have its dependencies with other features.
+pub(crate) const BUILD_QUICK: [&str; 10] =
+    ["build", "--quiet", "--profile", "quick", "-p", "postrider", "-p", "storm", "-p", "hotpaths"];
+
+/// Where cargo puts what it builds.
+pub(crate) fn target() -> PathBuf {
+    std::env::var_os("CARGO_TARGET_DIR").map_or_else(|| root().join("target"), PathBuf::from)
+}
+
 /// A command in the root of the workspace.
 pub(crate) fn command(program: &str, args: &[&str]) -> Command {
     let mut command = Command::new(program);

@@ -1,6 +1,6 @@
 //! `cargo xtask test`: all that must hold before a change lands.
 
-use crate::{debian, fuzz, shell};
+use crate::{debian, fuzz, instructions, shell};
 use anyhow::Result;
 
 /// Set for tests by `--long`: full counts instead of a seeded part of each.
@@ -29,6 +29,9 @@ pub(crate) fn run(args: &Args) -> Result<()> {
         fuzz::run(&fuzz::Args { seconds: fuzz_seconds(args), targets: Vec::new() })?;
     }
     build_binaries(&cargo)?;
+    if args.filter.is_none() {
+        instructions::run(false)?;
+    }
     tests(&cargo, args)
 }
 
@@ -54,8 +57,7 @@ fn lints(cargo: &str) -> Result<()> {
 
 /// The programs that black-box tests start. Tests find them in the same target directory.
 fn build_binaries(cargo: &str) -> Result<()> {
-    let build = ["build", "--quiet", "--profile", "quick", "-p", "postrider", "-p", "storm"];
-    shell::must("programs for black-box tests", &mut shell::command(cargo, &build))
+    shell::must("programs for black-box tests", &mut shell::command(cargo, &shell::BUILD_QUICK))
 }
 
 fn tests(cargo: &str, args: &Args) -> Result<()> {

@@ -1,17 +1,16 @@
-//! What the scheduler costs: a fresh message's whole way, and loading parked recipients.
+//! How long it takes to load parked recipients. A fresh message's way is in the crate `hotpaths`.
 
 #![allow(missing_docs, reason = "criterion's macro makes a public function")]
 
 use criterion::{Criterion, criterion_group, criterion_main};
 use postrider_model::{Class, Timestamp};
-use postrider_queue::{Action, DomainId, FlowId, LaneId, LaneLimits, Queue, Recipient, Settings};
-use std::hint::black_box;
+use postrider_queue::{Action, DomainId, FlowId, LaneLimits, Queue, Recipient, Settings};
 use std::time::Duration;
 
 const START: Timestamp = Timestamp::from_secs(1_800_000_000);
 
 /// A queue with one lane and one connection that waits for work.
-fn warm() -> (Queue, DomainId, FlowId, LaneId) {
+fn warm() -> (Queue, DomainId, FlowId) {
     let mut queue = Queue::new(Settings::default(), 7);
     let domain = queue.intern_domain(0, "example.net");
     let flow = queue.intern_flow("app1", 1);
@@ -28,30 +27,7 @@ fn warm() -> (Queue, DomainId, FlowId, LaneId) {
         queue.finished(batch.recipients[0]);
     }
     while queue.poll(START).is_some() {}
-    (queue, domain, flow, lane)
-}
-
-fn scheduler_step(criterion: &mut Criterion) {
-    let (mut queue, _, _, lane) = warm();
-    let mut now = START;
-    let mut message = 0_u32;
-    criterion.bench_function("scheduler_step", |bencher| {
-        bencher.iter(|| {
-            message = message.wrapping_add(1);
-            now = now + Duration::from_micros(55);
-            let domain = queue.intern_domain(0, "example.net");
-            let flow = queue.intern_flow("app1", 1);
-            let mut recipient = Recipient::fresh(message, 0, domain, flow, Class::Normal, now);
-            recipient.expires = Some(now + Duration::from_secs(432_000));
-            recipient.warn = Some(now + Duration::from_secs(14_400));
-            queue.insert(now, &recipient);
-            while queue.poll(now).is_some() {}
-            let batch = queue.next(now, lane).expect("the message is ready");
-            queue.finished(black_box(batch.recipients[0]));
-            let none = queue.next(now, lane);
-            black_box((none, queue.deadline()))
-        });
-    });
+    (queue, domain, flow)
 }
 
 fn load_parked(criterion: &mut Criterion) {
@@ -59,7 +35,7 @@ fn load_parked(criterion: &mut Criterion) {
     group.sample_size(10);
     group.bench_function("one_million", |bencher| {
         bencher.iter_with_large_drop(|| {
-            let (mut queue, domain, flow, _) = warm();
+            let (mut queue, domain, flow) = warm();
             for message in 0..1_000_000_u32 {
                 let due = START + Duration::from_millis(u64::from(message.wrapping_mul(2_654_435_761) >> 8));
                 let mut recipient = Recipient::fresh(message, 0, domain, flow, Class::Normal, due);
@@ -72,5 +48,5 @@ fn load_parked(criterion: &mut Criterion) {
     group.finish();
 }
 
-criterion_group!(benches, scheduler_step, load_parked);
+criterion_group!(benches, load_parked);
 criterion_main!(benches);

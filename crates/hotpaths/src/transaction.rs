@@ -1,17 +1,60 @@
 //! What a message costs a connection: a busy lane, a fast peer, 4 KiB, one recipient.
 
+use crate::Path;
 use bytes::Bytes;
-use criterion::{Criterion, criterion_group, criterion_main};
 use postrider_egress::{Connection, Setup};
-use postrider_engine::{
-    ConnectionId, Next, Outflow, Piece, Plan, PlanHost, Settlement, Transaction, TransactionId,
-};
+use postrider_engine::{ConnectionId, Next, Outflow, Piece, Plan, PlanHost, Settlement, TransactionId};
 use postrider_model::record::Message;
 use postrider_model::snapshot::{Delivery, Route, Source, Target, TlsLevel};
 use postrider_model::{Encoding, Envelope, MessageNo, RecipientParams, Reply, Snapshot, Timestamp};
 use postrider_queue::LaneId;
 use std::hint::black_box;
 use std::sync::Arc;
+
+const NOW: Timestamp = Timestamp::from_secs(1);
+
+/// A connection with work that does not end.
+pub struct Transaction {
+    connection: Connection,
+    engine: Engine,
+    round: String,
+}
+
+impl Path for Transaction {
+    const NAME: &'static str = "transaction";
+    const ITEMS: u32 = 1;
+
+    fn ready() -> Self {
+        Transaction::to(1, Encoding::Stuffed)
+    }
+
+    fn step(&mut self) {
+        let Transaction { connection, engine, round } = self;
+        let settled = engine.settled;
+        let written = connection.output().map(<[u8]>::len).sum();
+        connection.advance(NOW, written, engine);
+        connection.receive(NOW, round.as_bytes(), engine);
+        black_box(connection.deadline());
+        assert_eq!(engine.settled, settled + 1, "every round sends a message");
+    }
+}
+
+impl Transaction {
+    /// Messages to so many recipients, stored in this form.
+    #[must_use]
+    pub fn to(recipients: usize, encoding: Encoding) -> Transaction {
+        let mut engine = engine(recipients, encoding);
+        let mut connection = connection();
+        connection.receive(NOW, b"220 mx\r\n", &mut engine);
+        let hello = b"250-mx\r\n250-PIPELINING\r\n250-SIZE 100000000\r\n250 8BITMIME\r\n";
+        connection.receive(NOW, hello, &mut engine);
+        let recipients = "250 2.1.5 Ok\r\n".repeat(recipients);
+        let envelope = format!("250 2.1.0 Ok\r\n{recipients}354 End data with <CR><LF>.<CR><LF>\r\n");
+        connection.receive(NOW, envelope.as_bytes(), &mut engine);
+        let round = format!("250 2.0.0 Ok: queued as 4F2A91C03D\r\n{envelope}");
+        Transaction { connection, engine, round }
+    }
+}
 
 struct Engine {
     message: Arc<Message>,
@@ -24,7 +67,7 @@ impl Outflow for Engine {
     fn next(&mut self, _: Timestamp, _: ConnectionId, _: LaneId) -> Next {
         self.next += 1;
         let ordinals = (0..u16::try_from(self.message.recipients.len()).unwrap_or(0)).collect();
-        Next::Transaction(Transaction {
+        Next::Transaction(postrider_engine::Transaction {
             id: TransactionId(self.next),
             message: self.message.clone(),
             ordinals,
@@ -86,6 +129,7 @@ fn connection() -> Connection {
         connections_per_site_max: None,
     };
     let snapshot = Snapshot {
+        // Invariant: this is a valid name.
         hostname: "us.example".parse().expect("a valid name"),
         listeners: Vec::new(),
         accounts: Vec::new(),
@@ -103,41 +147,5 @@ fn connection() -> Connection {
         nonce: [0; 18],
         scram: None,
     };
-    Connection::new(Timestamp::from_secs(1), setup)
+    Connection::new(NOW, setup)
 }
-
-fn bench(c: &mut Criterion, name: &str, recipients: usize, encoding: Encoding) {
-    let now = Timestamp::from_secs(1);
-    let mut engine = engine(recipients, encoding);
-    let mut connection = connection();
-    connection.receive(now, b"220 mx\r\n", &mut engine);
-    connection.receive(
-        now,
-        b"250-mx\r\n250-PIPELINING\r\n250-SIZE 100000000\r\n250 8BITMIME\r\n",
-        &mut engine,
-    );
-    let envelope = format!(
-        "250 2.1.0 Ok\r\n{}354 End data with <CR><LF>.<CR><LF>\r\n",
-        "250 2.1.5 Ok\r\n".repeat(recipients)
-    );
-    connection.receive(now, envelope.as_bytes(), &mut engine);
-    let round = format!("250 2.0.0 Ok: queued as 4F2A91C03D\r\n{envelope}");
-    c.bench_function(name, |b| {
-        b.iter(|| {
-            let len = connection.output().map(<[u8]>::len).sum();
-            connection.advance(now, len, &mut engine);
-            connection.receive(now, round.as_bytes(), &mut engine);
-            black_box(connection.deadline());
-        });
-    });
-    assert!(engine.settled > 0 && engine.settled + 2 >= engine.next, "every round sends a message");
-}
-
-fn transactions(c: &mut Criterion) {
-    bench(c, "a transaction of 4 KiB for one recipient", 1, Encoding::Stuffed);
-    bench(c, "a transaction of 4 KiB for ten recipients", 10, Encoding::Stuffed);
-    bench(c, "a transaction of 4 KiB that is stuffed on its way", 1, Encoding::Plain);
-}
-
-criterion_group!(benches, transactions);
-criterion_main!(benches);
