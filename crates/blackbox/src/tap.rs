@@ -1,5 +1,6 @@
 //! A listening post between two servers: what each said, octet for octet.
 
+use memchr::memmem;
 use std::io::{Read, Write};
 use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
 use std::sync::{Arc, Mutex};
@@ -67,7 +68,7 @@ impl Tap {
     #[must_use]
     pub fn contents(&self, part: &str) -> Vec<Content> {
         let mut found: Vec<_> = self.calls().iter().flat_map(|call| contents(&call.client)).collect();
-        found.retain(|content| content.octets.windows(part.len()).any(|window| window == part.as_bytes()));
+        found.retain(|content| memmem::find(&content.octets, part.as_bytes()).is_some());
         found
     }
 }
@@ -96,7 +97,7 @@ fn contents(mut said: &[u8]) -> Vec<Content> {
     let mut found = Vec::new();
     let mut mail = String::new();
     let mut chunks = Vec::new();
-    while let Some(end) = said.windows(2).position(|two| two == b"\r\n") {
+    while let Some(end) = memmem::find(said, b"\r\n") {
         let line = String::from_utf8_lossy(&said[..end]).into_owned();
         said = &said[end + 2..];
         let words: Vec<_> = line.split(' ').collect();
@@ -128,7 +129,7 @@ fn contents(mut said: &[u8]) -> Vec<Content> {
 fn unstuffed(said: &mut &[u8]) -> Option<Vec<u8>> {
     let mut octets = Vec::new();
     loop {
-        let end = said.windows(2).position(|two| two == b"\r\n")? + 2;
+        let end = memmem::find(said, b"\r\n")? + 2;
         let (line, rest) = said.split_at(end);
         *said = rest;
         if line == b".\r\n" {

@@ -2,8 +2,9 @@
 //!
 //! The content is copied once, from the input into a buffer of its own, which then goes to the engine as it
 //! is. Up to [`CHUNK_SIZE`] it goes with its record; a larger one streams in chunks of that size, as soon as
-//! its header section is complete and judged.
+//! its header section is complete and judged. When memory is short the chunks are smaller.
 
+use crate::Pressure;
 use crate::identity::Identity;
 use crate::session::SessionContext;
 use bytes::Bytes;
@@ -21,6 +22,12 @@ use postrider_spool::Ticket;
 
 /// Octets of content that go with the message's record; more are streamed in chunks of this size.
 pub(crate) const CHUNK_SIZE: usize = 256 << 10;
+/// The same when memory is short.
+const CHUNK_SIZE_SHORT: usize = 32 << 10;
+/// Octets of content that a session may hold when there is no memory left.
+const HELD_MAX_WHEN_SHORT: usize = 16 << 10;
+/// What a recipient of an open transaction takes.
+const RECIPIENT_SIZE: usize = 160;
 /// Octets of the first buffer, where the client says nothing of the size.
 const BUFFER_SIZE_FIRST: usize = 8 << 10;
 
@@ -94,12 +101,38 @@ impl Acceptance {
         self.recipients.push(recipient);
     }
 
+    /// Octets of memory that the transaction holds.
+    pub(crate) fn size_bytes(&self) -> usize {
+        self.buffer.capacity() + self.recipients.capacity() * RECIPIENT_SIZE
+    }
+
+    /// There is no memory left: hands on what it holds, or refuses the message if that cannot be done.
+    pub(crate) fn shed(
+        &mut self,
+        now: Timestamp,
+        scan: &mut HeaderScan,
+        origin: &Origin<'_>,
+        intake: &mut impl Intake,
+    ) {
+        if self.buffer.capacity() <= HELD_MAX_WHEN_SHORT {
+            return;
+        }
+        if let Err(reply) = self.stream(now, Pressure::Sheds, scan, origin, intake) {
+            self.refuse(reply, intake);
+        } else if self.buffer.len() > HELD_MAX_WHEN_SHORT {
+            let text = "Short of memory for so large a header; try again later";
+            self.refuse(Reply::ours(452, EnhancedCode(4, 3, 1), text), intake);
+        } else {
+            self.buffer.shrink_to_fit();
+        }
+    }
+
     /// Takes some content. `usual_size` is what a message of this session has.
     pub(crate) fn take(
         &mut self,
         now: Timestamp,
         octets: &[u8],
-        usual_size: usize,
+        (usual_size, pressure): (usize, Pressure),
         scan: &mut HeaderScan,
         origin: &Origin<'_>,
         intake: &mut impl Intake,
@@ -108,14 +141,20 @@ impl Acceptance {
             return;
         }
         if self.buffer.capacity() == 0 {
-            self.reserve(usual_size.max(octets.len()));
+            if pressure == Pressure::None {
+                self.reserve(usual_size.max(octets.len()));
+            }
             if self.judged.is_none() {
                 scan.reset();
             }
         }
         self.buffer.extend_from_slice(octets);
-        if self.buffer.len() >= CHUNK_SIZE
-            && let Err(reply) = self.stream(now, scan, origin, intake)
+        if pressure == Pressure::Sheds {
+            return self.shed(now, scan, origin, intake);
+        }
+        let chunk_size = if pressure == Pressure::None { CHUNK_SIZE } else { CHUNK_SIZE_SHORT };
+        if self.buffer.len() >= chunk_size
+            && let Err(reply) = self.stream(now, pressure, scan, origin, intake)
         {
             self.refuse(reply, intake);
         }
@@ -151,6 +190,7 @@ impl Acceptance {
     fn stream(
         &mut self,
         now: Timestamp,
+        pressure: Pressure,
         scan: &mut HeaderScan,
         origin: &Origin<'_>,
         intake: &mut impl Intake,
@@ -167,7 +207,9 @@ impl Acceptance {
             intake.chunk(self.number, self.chunks, piece).map_err(|refusal| refusal.0)?;
             self.chunks += 1;
         }
-        self.buffer.reserve(CHUNK_SIZE + (8 << 10));
+        if pressure == Pressure::None {
+            self.buffer.reserve(CHUNK_SIZE + (8 << 10));
+        }
         Ok(())
     }
 

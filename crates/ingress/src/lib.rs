@@ -4,7 +4,7 @@
 //! address to that one (design P7), and handing what it sends to the engine.
 //! **Promises:** a `250` to a message is written only after the engine said that it is durable (P1); every
 //! refusal names the limit or the rule it comes from; nothing is taken from a client that is nobody, nor for
-//! a domain without a route; what a client can make us keep is bounded.
+//! a domain without a route; what a client can make us keep is bounded, and less when memory is short.
 //! **Never:** I/O, clocks, threads: octets, times and verdicts are arguments, replies stand in a buffer.
 //!
 //! ```
@@ -30,7 +30,7 @@ mod overload;
 mod patience;
 mod session;
 
-pub use overload::Overload;
+pub use overload::{Overload, Pressure};
 pub use session::{Session, SessionContext, SessionTls, TlsInfo, Wants};
 
 #[doc(hidden)]

@@ -1,4 +1,4 @@
-//! Clients that are turned away before a session begins.
+//! Clients that are turned away before a session begins, and how short memory is for those that have begun.
 
 use postrider_model::{Domain, EnhancedCode, Reply};
 
@@ -42,9 +42,47 @@ impl Overload {
     }
 }
 
+/// How short memory is (design P4). Each level does what the ones before it do.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Pressure {
+    /// There is enough.
+    #[default]
+    None,
+    /// Half is used: content goes to the log in smaller chunks, so that sessions hold less of it.
+    Spills,
+    /// Three quarters are used: no session is begun ([`Overload::Memory`]). The rest is for those that go on.
+    Refuses,
+    /// All is used: whatever can goes to the log at once, and a message with a large header that is not complete
+    /// is refused (`452 4.3.1`).
+    Sheds,
+}
+
+impl Pressure {
+    /// When sessions hold so much of what they may hold together.
+    #[must_use]
+    pub fn of(held_bytes: usize, max_bytes: usize) -> Self {
+        if held_bytes >= max_bytes {
+            Pressure::Sheds
+        } else if held_bytes >= max_bytes - max_bytes / 4 {
+            Pressure::Refuses
+        } else if held_bytes >= max_bytes / 2 {
+            Pressure::Spills
+        } else {
+            Pressure::None
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn pressure_rises_with_what_is_held() {
+        let levels = [0, 49, 50, 74, 75, 99, 100, 1_000].map(|held| Pressure::of(held, 100));
+        use Pressure::{None, Refuses, Sheds, Spills};
+        assert_eq!(levels, [None, None, Spills, Spills, Refuses, Refuses, Sheds, Sheds]);
+    }
 
     #[test]
     fn the_greeting_names_the_limit() {

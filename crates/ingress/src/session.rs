@@ -1,5 +1,6 @@
 //! The session: the server's events, decided upon.
 
+use crate::Pressure;
 use crate::acceptance::{Acceptance, Origin, Submitted};
 use crate::authentication::Authentication;
 use crate::identity::{AuthHint, Identity, refusal_of_nobody};
@@ -117,6 +118,11 @@ pub enum Wants {
     Close,
 }
 
+/// What a session takes without TLS and without a transaction, buffers of its replies and its socket included.
+const SESSION_SIZE_BYTES: usize = 8 << 10;
+/// What TLS adds.
+const TLS_SIZE_BYTES: usize = 24 << 10;
+
 /// One client's session.
 pub struct Session {
     pub(crate) context: SessionContext,
@@ -134,6 +140,7 @@ pub struct Session {
     usual_size: usize,
     greeting_is_unsent: bool,
     pub(crate) stops: bool,
+    pub(crate) pressure: Pressure,
     nothing: Vec<u8>,
 }
 
@@ -157,6 +164,7 @@ impl Session {
             usual_size: 0,
             greeting_is_unsent: true,
             stops: false,
+            pressure: Pressure::None,
             nothing: Vec::new(),
         }
     }
@@ -226,6 +234,25 @@ impl Session {
         }
         self.note_progress(now);
         self.stop_if_idle();
+    }
+
+    /// Octets of memory that it holds, roughly.
+    #[must_use]
+    pub fn size_bytes(&self) -> usize {
+        let tls = if self.context.tls_info().is_some() { TLS_SIZE_BYTES } else { 0 };
+        SESSION_SIZE_BYTES + tls + self.acceptance.as_ref().map_or(0, Acceptance::size_bytes)
+    }
+
+    /// Says how short memory is, from now on; without any left, hands on what the session holds, or drops it.
+    pub fn set_pressure(&mut self, now: Timestamp, pressure: Pressure, intake: &mut impl Intake) {
+        self.pressure = pressure;
+        if pressure == Pressure::Sheds {
+            let Session { context, server, identity, acceptance, scan, helo, reverse_name, client, .. } =
+                self;
+            let Some(acceptance) = acceptance else { return };
+            let origin = origin(context, server, identity, helo, reverse_name.as_deref(), client);
+            acceptance.shed(now, scan, &origin, intake);
+        }
     }
 
     /// The handshake is done. What was said before it is forgotten.
@@ -355,7 +382,7 @@ impl Session {
             return acceptance.refuse(server.too_large(), intake);
         }
         let origin = origin(context, server, identity, helo, reverse_name.as_deref(), client);
-        acceptance.take(now, octets, self.usual_size, scan, &origin, intake);
+        acceptance.take(now, octets, (self.usual_size, self.pressure), scan, &origin, intake);
     }
 
     fn chunk_end(&mut self, intake: &mut impl Intake) {

@@ -4,7 +4,7 @@
 
 use postrider_auth::{Directory, Mechanism, Verdict, Verifier, decode_response, encode_challenge};
 use postrider_engine::{Intake, Refusal};
-use postrider_ingress::{Keeper, Session, SessionContext, Wants, example};
+use postrider_ingress::{Keeper, Pressure, Session, SessionContext, Wants, example};
 use postrider_model::snapshot::{Account, AddressPattern, Credentials, Snapshot};
 use postrider_model::{Encoding, Timestamp};
 use postrider_spool::Ticket;
@@ -296,4 +296,60 @@ fn the_mock_engine_forgets_what_is_abandoned() {
     engine.chunk(number, 0, b"x".to_vec().into()).unwrap();
     engine.abandon(number);
     assert!(engine.chunks.is_empty());
+}
+
+#[test]
+fn under_pressure_content_goes_to_the_log_in_small_chunks() {
+    let mut client = Client::new();
+    client.say(ENVELOPE);
+    client.say("DATA\r\n");
+    client.session.set_pressure(client.now, Pressure::Spills, &mut client.engine);
+    let idle = client.session.size_bytes();
+    let mut content = b"Subject: x\r\n\r\n".to_vec();
+    client.say(&content);
+    for line in 0..8_000 {
+        let line = format!("line {line} of a long message\r\n");
+        content.extend_from_slice(line.as_bytes());
+        client.say(&line);
+        assert!(client.session.size_bytes() < idle + (96 << 10));
+    }
+    assert!(client.engine.chunks.len() > 5, "{}", client.engine.chunks.len());
+    client.session.set_pressure(client.now, Pressure::None, &mut client.engine);
+    client.say(".\r\n");
+    let draft = &client.engine.drafts[0];
+    assert!(client.engine.content(draft).ends_with(&content));
+    assert_eq!(draft.message.content_size, client.engine.content(draft).len() as u64);
+}
+
+#[test]
+fn without_memory_left_content_goes_at_once_and_a_large_half_header_is_refused() {
+    let mut client = Client::new();
+    client.say(ENVELOPE);
+    client.say("DATA\r\n");
+    let header = format!("X-Filler: {}\r\n", "x".repeat(900)).repeat(20);
+    client.say(&header);
+    client.say("\r\nbody\r\n");
+    client.session.set_pressure(client.now, Pressure::Sheds, &mut client.engine);
+    assert!(!client.engine.chunks.is_empty());
+    client.say("more\r\n.\r\n");
+    let draft = &client.engine.drafts[0];
+    assert!(client.engine.content(draft).ends_with(format!("{header}\r\nbody\r\nmore\r\n").as_bytes()));
+    client.durable(1, Ok(()));
+
+    client.say("MAIL FROM:<a@b.example>\r\nRCPT TO:<c@d.example>\r\nDATA\r\n");
+    client.say("Subject: small\r\n");
+    client.session.set_pressure(client.now, Pressure::Sheds, &mut client.engine);
+    client.say("\r\nbody\r\n.\r\n");
+    assert_eq!(client.engine.drafts.len(), 2, "a small message goes on");
+    client.durable(2, Ok(()));
+
+    client.say("MAIL FROM:<a@b.example>\r\nRCPT TO:<c@d.example>\r\nDATA\r\n");
+    client.session.set_pressure(client.now, Pressure::None, &mut client.engine);
+    client.say(&header);
+    let before = client.session.size_bytes();
+    client.session.set_pressure(client.now, Pressure::Sheds, &mut client.engine);
+    assert!(client.session.size_bytes() + header.len() <= before);
+    let reply = client.say(format!("{header}\r\nbody\r\n.\r\n"));
+    assert_eq!(reply, "452 4.3.1 Short of memory for so large a header; try again later\r\n");
+    assert_eq!(client.engine.drafts.len(), 2);
 }

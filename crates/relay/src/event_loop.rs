@@ -14,6 +14,7 @@ use mio::event::{Event, Source};
 use mio::{Events, Poll, Token};
 use postrider_disk::{CommitterHandle, Reader};
 use postrider_engine::{ConnectionId, Effect, Health, JobId, Parts as CheckpointParts, QuestionId, Shard};
+use postrider_ingress::Pressure;
 use postrider_model::Timestamp;
 use postrider_net::{ClientTls, Listener};
 use postrider_queue::LaneId;
@@ -67,6 +68,7 @@ pub(crate) struct EventLoop {
     pub(crate) scram: FxHashMap<(LaneId, usize), postrider_egress::ScramMemory>,
     pub(crate) draining: bool,
     pub(crate) accept_again: Option<Timestamp>,
+    pub(crate) held: Held,
     stop_at: Option<Timestamp>,
     /// A checkpoint under way: its parts, once they are whole, and who waits for them.
     checkpoint: Option<(Option<CheckpointParts>, Sender<CheckpointParts>)>,
@@ -77,6 +79,16 @@ pub(crate) struct EventLoop {
     completion: Completion,
     ids: u32,
     random: u64,
+}
+
+/// What this shard's sessions hold in memory, and what that leads to.
+#[derive(Default)]
+pub(crate) struct Held {
+    pub(crate) size_bytes: usize,
+    pub(crate) published_bytes: usize,
+    pub(crate) pressure: Pressure,
+    /// The pressure when silent sessions were last looked at.
+    pub(crate) swept_at: Pressure,
 }
 
 /// What an event loop is made of.
@@ -122,6 +134,7 @@ impl EventLoop {
             scram: FxHashMap::default(),
             draining: false,
             accept_again: None,
+            held: Held::default(),
             stop_at: None,
             checkpoint: None,
             questions: FxHashMap::default(),
@@ -152,6 +165,7 @@ impl EventLoop {
                 continue;
             }
             let now = self.clock.now();
+            self.mind_memory(now);
             for event in &events {
                 self.dispatch(now, event);
             }

@@ -1,12 +1,13 @@
 //! Sessions in: accepting, and carrying octets for `ingress::Session`.
 
 use crate::event_loop::{EventLoop, FIRST_TOKEN};
+use crate::memory::STEP_BYTES;
 use crate::outbound::READ_MAX;
 use crate::timers::Owner;
 use crate::workers::Work;
 use mio::Token;
 use postrider_auth::Verdict;
-use postrider_ingress::{Overload, Session, SessionContext, SessionTls, TlsInfo, Wants};
+use postrider_ingress::{Overload, Pressure, Session, SessionContext, SessionTls, TlsInfo, Wants};
 use postrider_model::Timestamp;
 use postrider_model::snapshot::Protocol;
 use postrider_net::{
@@ -26,6 +27,13 @@ const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(30);
 /// is less than a line, or came behind a final dot whose answer is awaited.
 const LEFTOVER_MAX: usize = 256 << 10;
 
+/// Octets of room that an empty leftover keeps.
+const LEFTOVER_KEPT_MAX: usize = 4 << 10;
+/// What a connection takes in memory before its session begins, and a handshake beside a session.
+const HANDSHAKE_SIZE_BYTES: usize = 32 << 10;
+/// Octets read at once when there is no memory left.
+const READ_MAX_WHEN_SHORT: usize = 16 << 10;
+
 /// A client's connection.
 pub(crate) struct Inbound {
     pub(crate) id: u32,
@@ -40,6 +48,8 @@ pub(crate) struct Inbound {
     begun: Timestamp,
     /// The address this session is counted under: the connection's own, whatever PROXY says.
     counted: IpAddr,
+    /// Octets it is counted with.
+    size_bytes: usize,
 }
 
 enum Phase {
@@ -82,6 +92,9 @@ impl EventLoop {
         let limits = &self.loadout.snapshot.listeners[listener].limits;
         let overload = if self.draining {
             Some(Overload::Stopping)
+        } else if self.held.pressure >= Pressure::Refuses {
+            self.shared.memory.refused();
+            Some(Overload::Memory)
         } else {
             self.shared.admit(listener, peer.ip(), limits.connections_max, limits.connections_per_client_max)
         };
@@ -111,6 +124,7 @@ impl EventLoop {
             scheduled: Timestamp::MAX,
             begun: now,
             counted: peer.ip(),
+            size_bytes: 0,
         });
         if !from_proxy {
             self.begin(now, key);
@@ -229,6 +243,7 @@ impl EventLoop {
                 break;
             }
         }
+        self.count(key);
         let Some(inbound) = self.sessions.get_mut(key) else { return };
         let deadline = match &inbound.phase {
             Phase::Session(session) => session.deadline(),
@@ -307,6 +322,7 @@ impl EventLoop {
         let Some(inbound) = self.sessions.get_mut(key) else { return false };
         let Phase::Session(session) = &mut inbound.phase else { return true };
         let mut progress = false;
+        session.set_pressure(now, self.held.pressure, &mut self.shard);
         // Only what a session gave back is given again; most sessions leave nothing.
         let may_take = matches!(session.wants(), Wants::Read);
         if may_take && !inbound.leftover.is_empty() {
@@ -314,13 +330,15 @@ impl EventLoop {
             inbound.leftover.drain(..taken);
             progress |= taken > 0;
         }
+        let short = self.held.pressure == Pressure::Sheds;
+        let read_max = if short { READ_MAX_WHEN_SHORT } else { READ_MAX };
         // A client that speaks before it is greeted is caught by reading before the greeting is written.
         let may_read = session.output().is_empty() || session.is_new();
         if may_take && !progress && may_read && inbound.leftover.len() < LEFTOVER_MAX {
             self.buffer.clear();
             // The rest of a line belongs behind its beginning.
             self.buffer.append(&mut inbound.leftover);
-            match inbound.stream.read_into(&mut self.buffer, READ_MAX) {
+            match inbound.stream.read_into(&mut self.buffer, read_max) {
                 Ok(ReadOutcome::Data(_)) => {
                     let taken = session.receive(now, &self.buffer, &mut self.shard);
                     inbound.leftover.extend_from_slice(&self.buffer[taken..]);
@@ -381,8 +399,51 @@ impl EventLoop {
         }
     }
 
+    /// Counts anew what a session holds.
+    fn count(&mut self, key: usize) {
+        let Some(inbound) = self.sessions.get_mut(key) else { return };
+        if inbound.leftover.is_empty() && inbound.leftover.capacity() > LEFTOVER_KEPT_MAX {
+            inbound.leftover = Vec::new();
+        }
+        let held = match &inbound.phase {
+            Phase::Session(session) => session.size_bytes(),
+            Phase::StartTls(session) => session.size_bytes() + HANDSHAKE_SIZE_BYTES,
+            Phase::Proxy | Phase::Handshake | Phase::Over => HANDSHAKE_SIZE_BYTES,
+        };
+        let size_bytes = held + inbound.leftover.capacity();
+        self.held.size_bytes = self.held.size_bytes - inbound.size_bytes + size_bytes;
+        inbound.size_bytes = size_bytes;
+        if self.held.size_bytes.abs_diff(self.held.published_bytes) >= STEP_BYTES {
+            self.publish_memory();
+        }
+    }
+
+    fn publish_memory(&mut self) {
+        self.held.published_bytes = self.held.size_bytes;
+        self.held.pressure = self.shared.memory.publish(self.index, self.held.size_bytes);
+    }
+
+    /// Publishes what this shard holds. When there is no memory left, sessions that are silent hand on what they
+    /// hold too; from then on each does so with whatever comes.
+    pub(crate) fn mind_memory(&mut self, now: Timestamp) {
+        let before = self.held.swept_at;
+        self.publish_memory();
+        self.held.swept_at = self.held.pressure;
+        if self.held.pressure < Pressure::Sheds || before == Pressure::Sheds {
+            return;
+        }
+        let keys: Vec<usize> = self.sessions.iter().map(|(key, _)| key).collect();
+        for key in keys {
+            if let Some(Inbound { phase: Phase::Session(session), .. }) = self.sessions.get_mut(key) {
+                session.set_pressure(now, Pressure::Sheds, &mut self.shard);
+                self.count(key);
+            }
+        }
+    }
+
     fn end_session(&mut self, key: usize) {
         let Some(mut inbound) = self.sessions.try_remove(key) else { return };
+        self.held.size_bytes -= inbound.size_bytes;
         inbound.stream.close();
         let _ = inbound.stream.deregister(self.poll.registry());
         self.shared.leave(inbound.listener, inbound.counted);

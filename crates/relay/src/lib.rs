@@ -31,6 +31,7 @@ mod inbox;
 mod instance;
 mod letter;
 mod lookup;
+mod memory;
 mod outbound;
 mod recover;
 mod relay;
@@ -39,4 +40,5 @@ mod timers;
 mod workers;
 
 pub use clock::Clock;
+pub use memory::MemoryView;
 pub use relay::{Relay, RelayConfig, StartError};

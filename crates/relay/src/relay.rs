@@ -7,6 +7,7 @@ use crate::event_loop::{EventLoop, LISTENERS_MAX, Listening, Parts, WAKER};
 use crate::inbox::Inbox;
 use crate::instance::Instance;
 use crate::letter::Letter;
+use crate::memory::{Memory, MemoryView};
 use crate::recover;
 use crate::shared::Shared;
 use crate::workers::Workers;
@@ -28,8 +29,8 @@ use thiserror::Error;
 
 /// Threads that read records back, keep captured mail and check passwords.
 const WORKERS: usize = 2;
-/// Octets of fresh content kept in memory by all shards together.
-const FRESH_SIZE_MAX_BYTES: usize = 128 << 20;
+/// The default of [`RelayConfig::memory_max_bytes`].
+const MEMORY_MAX_BYTES: usize = 512 << 20;
 
 /// What a relay is started with.
 #[derive(Clone, Debug)]
@@ -42,6 +43,9 @@ pub struct RelayConfig {
     pub shards: usize,
     /// Octets of a segment of the log; 0 means the default of 64 MiB.
     pub segment_size_bytes: u32,
+    /// Octets that sessions and fresh content may hold in memory, all shards together; 0 means the default of
+    /// 512 MiB.
+    pub memory_max_bytes: usize,
     /// PEM files of further authorities that vouch for next hops.
     pub authorities: Vec<PathBuf>,
 }
@@ -55,6 +59,7 @@ impl RelayConfig {
             data_dir: data_dir.into(),
             shards: 0,
             segment_size_bytes: 0,
+            memory_max_bytes: 0,
             authorities: Vec::new(),
         }
     }
@@ -113,7 +118,9 @@ impl Relay {
     /// # Errors
     /// See [`StartError`]; nothing was started then.
     pub fn start(config: RelayConfig) -> Result<Relay, StartError> {
-        let RelayConfig { snapshot, data_dir, shards, segment_size_bytes, authorities } = config;
+        let RelayConfig { snapshot, data_dir, shards, segment_size_bytes, memory_max_bytes, authorities } =
+            config;
+        let memory_max_bytes = if memory_max_bytes == 0 { MEMORY_MAX_BYTES } else { memory_max_bytes };
         let in_dir = |error| StartError::DataDir { path: data_dir.clone(), error };
         make_dir(&data_dir).map_err(in_dir)?;
         let shards = match shards {
@@ -156,7 +163,7 @@ impl Relay {
                     snapshot: snapshot.clone(),
                     cipher: cipher.clone(),
                     seed: instance.seed ^ index as u64,
-                    fresh_size_max_bytes: FRESH_SIZE_MAX_BYTES / shards,
+                    fresh_size_max_bytes: Memory::fresh_max_bytes(memory_max_bytes, shards),
                 })
             };
             (0..shards).map(shard).collect()
@@ -188,7 +195,7 @@ impl Relay {
         let workers = Workers::start(WORKERS, &reader, &sandbox, secret)?;
         let checkpointer =
             Checkpointer::start(handle.clone(), committer.checkpoints().clone(), inboxes.clone())?;
-        let shared = Arc::new(Shared::new(Arc::new(loadout), workers, resolver, inboxes));
+        let shared = Arc::new(Shared::new(Arc::new(loadout), workers, resolver, inboxes, memory_max_bytes));
         let mut threads = Vec::new();
         for (index, ((poll, shard), listeners)) in polls.into_iter().zip(engines).zip(by_shard).enumerate() {
             let event_loop = EventLoop::new(Parts {
@@ -242,6 +249,12 @@ impl Relay {
     #[must_use]
     pub fn sessions(&self) -> usize {
         self.shared.sessions()
+    }
+
+    /// What sessions hold of the memory that they may hold.
+    #[must_use]
+    pub fn memory(&self) -> MemoryView {
+        self.shared.memory.view()
     }
 
     /// The log's counters, and whether it takes messages.

@@ -4,6 +4,7 @@ use crate::broker::Broker;
 use crate::config::Loadout;
 use crate::inbox::Inbox;
 use crate::letter::Letter;
+use crate::memory::Memory;
 use crate::workers::Workers;
 use arc_swap::ArcSwap;
 use postrider_dns::Resolver;
@@ -19,6 +20,7 @@ pub(crate) struct Shared {
     pub(crate) workers: Workers,
     pub(crate) resolver: Resolver,
     pub(crate) inboxes: Vec<Inbox<Letter>>,
+    pub(crate) memory: Memory,
     /// Sessions at once: by listener and client.
     sessions: Mutex<Sessions>,
     sessions_now: AtomicUsize,
@@ -36,10 +38,12 @@ impl Shared {
         workers: Workers,
         resolver: Resolver,
         inboxes: Vec<Inbox<Letter>>,
+        memory_max_bytes: usize,
     ) -> Self {
         Shared {
             loadout: ArcSwap::new(loadout),
             broker: Broker::new(inboxes.len()),
+            memory: Memory::new(memory_max_bytes, inboxes.len()),
             workers,
             resolver,
             inboxes,

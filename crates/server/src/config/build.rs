@@ -30,6 +30,7 @@ pub struct Surroundings {
 }
 
 const SEGMENT_SIZE_BYTES: u32 = 64 << 20;
+const MEMORY_MAX_BYTES: usize = 512 << 20;
 const SANDBOX_ADDRESS: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 2525);
 
 /// Builds the settings; those with errors noted must not be used.
@@ -60,6 +61,10 @@ pub(super) fn build(root: &Section, surroundings: &Surroundings, problems: &mut 
         },
         data_dir,
         shards: root.count("shards").unwrap_or(0),
+        memory_max_bytes: root
+            .number("memory")
+            .and_then(|size| usize::try_from(size).ok())
+            .unwrap_or(MEMORY_MAX_BYTES),
         segment_size_bytes: root
             .table("spool")
             .and_then(|spool| spool.number("segment_size"))

@@ -27,6 +27,8 @@ pub struct Settings {
     pub shards: usize,
     /// Octets of a segment of the log.
     pub segment_size_bytes: u32,
+    /// Octets that sessions and fresh content may hold in memory.
+    pub memory_max_bytes: usize,
     /// PEM files of further authorities that vouch for next hops.
     pub authorities: Vec<PathBuf>,
 }

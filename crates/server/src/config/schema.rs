@@ -117,6 +117,16 @@ pub static ROOT: Table = Table {
             "Event loops, each on a thread of its own; 0 takes one for each core. Changing it needs a \
              restart.",
         ),
+        key(
+            "memory",
+            size(16 << 20, 1 << 40),
+            "\"512 MiB\"",
+            "Octets that incoming mail may hold in memory: three quarters for sessions, the rest for messages \
+             that wait to leave at once (others are read back from the log). When sessions use half of their \
+             share, large messages go to the log in smaller pieces; at three quarters new sessions are told \
+             `421 4.3.2`; beyond all of it, messages whose header is large and not complete are told \
+             `452 4.3.1`. Deliveries go on. Changing it needs a restart.",
+        ),
         key("listener", Kind::Tables(&LISTENER), "", "Where mail is taken. Repeat for each address."),
         key("account", Kind::Tables(&ACCOUNT), "", "Who may send after AUTH. Repeat for each."),
         key(

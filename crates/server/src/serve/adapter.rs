@@ -70,6 +70,7 @@ impl Adapter {
         let at_restart = [
             ("data_dir", settings.data_dir != loaded.settings.data_dir),
             ("shards", settings.shards != loaded.settings.shards),
+            ("memory", settings.memory_max_bytes != loaded.settings.memory_max_bytes),
             ("spool.segment_size", settings.segment_size_bytes != loaded.settings.segment_size_bytes),
             ("delivery.authorities", settings.authorities != loaded.settings.authorities),
             (
@@ -217,14 +218,20 @@ impl postrider_api::Relay for Adapter {
 
     fn metrics(&self) -> String {
         let mut out = String::new();
-        let mut gauge = |name: &str, help: &str, value: usize| {
+        let mut figure = |name: &str, kind: &str, help: &str, value: u64| {
             let _ = writeln!(
                 out,
-                "# HELP postrider_{name} {help}\n# TYPE postrider_{name} gauge\npostrider_{name} {value}"
+                "# HELP postrider_{name} {help}\n# TYPE postrider_{name} {kind}\npostrider_{name} {value}"
             );
         };
-        gauge("sessions", "Sessions open now.", self.0.relay.sessions());
-        gauge("sandbox_messages", "Messages that the sandbox keeps.", self.0.relay.sandbox().len());
+        let memory = self.0.relay.memory();
+        let kept = self.0.relay.sandbox().len() as u64;
+        figure("sessions", "gauge", "Sessions open now.", self.0.relay.sessions() as u64);
+        figure("sessions_bytes", "gauge", "Octets that sessions hold.", memory.sessions_bytes as u64);
+        figure("sessions_bytes_max", "gauge", "Octets that they may hold.", memory.sessions_max_bytes as u64);
+        let help = "Sessions refused since the start because memory was short.";
+        figure("sessions_refused_for_memory_total", "counter", help, memory.refused);
+        figure("sandbox_messages", "gauge", "Messages that the sandbox keeps.", kept);
         out
     }
 

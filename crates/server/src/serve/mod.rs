@@ -67,6 +67,7 @@ pub(crate) fn run(place: &Place, args: &ServeArgs) -> Result<u8> {
         data_dir: settings.data_dir.clone(),
         shards: settings.shards,
         segment_size_bytes: settings.segment_size_bytes,
+        memory_max_bytes: settings.memory_max_bytes,
         authorities: settings.authorities.clone(),
     }) {
         Ok(relay) => relay,

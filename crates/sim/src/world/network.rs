@@ -6,7 +6,7 @@ use crate::site::SiteSession;
 use postrider_auth::Directory;
 use postrider_egress::{Connection, Setup, Wants as OutWants};
 use postrider_engine::{ConnectionEnd, ConnectionId, Plan, PlanHost, Question, Resolution};
-use postrider_ingress::{Session, SessionContext, SessionTls, Wants as InWants};
+use postrider_ingress::{Pressure, Session, SessionContext, SessionTls, Wants as InWants};
 use postrider_model::{EnhancedCode, Reply};
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -46,6 +46,12 @@ impl World {
             let said = std::mem::take(link.session.output());
             link.client.hear(&said, &mut self.ledger, &mut self.dice);
             let mut progress = !said.is_empty();
+            let pressure = match self.dice.below(100) {
+                0 => Pressure::Sheds,
+                1..5 => Pressure::Spills,
+                _ => Pressure::None,
+            };
+            link.session.set_pressure(self.now, pressure, shard);
             match link.session.wants() {
                 InWants::Close => return self.hang_up(id),
                 InWants::Read => {
