@@ -319,7 +319,7 @@ impl Shard {
                 smtputf8: utf8,
                 ..Envelope::default()
             },
-            recipients: vec![RecipientParams { mailbox: sender, notify: Some(Notify::Never), orcpt: None }],
+            recipients: vec![RecipientParams { notify: Some(Notify::Never), ..sender.into() }],
             encoding: Encoding::Stuffed,
             eight_bit: built.eight_bit,
             utf8_header: built.utf8_header,

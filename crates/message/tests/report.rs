@@ -17,7 +17,7 @@ const CONTENT: &str = "Received: from x by y; z\r\nFrom: Ada <ada@example.com>\r
     Subject: =?utf-8?q?Gr=C3=BC=C3=9Fe?= und mehr\r\nMessage-ID: <1@example.com>\r\n\r\nHello\r\n..dot\r\n";
 
 fn recipient(address: &str) -> RecipientParams {
-    RecipientParams { mailbox: address.parse().unwrap(), notify: None, orcpt: None }
+    address.parse::<postrider_model::Mailbox>().unwrap().into()
 }
 
 fn message(content: &str) -> Message {

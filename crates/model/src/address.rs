@@ -193,6 +193,9 @@ impl fmt::Debug for Mailbox {
     }
 }
 
+crate::text::text_deserialize!(Mailbox);
+crate::text::text_deserialize!(Domain);
+
 impl serde::Serialize for Mailbox {
     fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
         serializer.serialize_str(&self.text)

@@ -77,10 +77,12 @@ pub struct RecipientParams {
     pub notify: Option<Notify>,
     /// `ORCPT=` as sent, `addr-type;xtext` (RFC 3461 §4.2), at most 500 octets.
     pub orcpt: Option<Box<str>>,
+    /// It was accepted to be kept in the sandbox: nothing of it leaves, whatever the routes say.
+    pub captured: bool,
 }
 
 impl From<Mailbox> for RecipientParams {
     fn from(mailbox: Mailbox) -> Self {
-        RecipientParams { mailbox, notify: None, orcpt: None }
+        RecipientParams { mailbox, notify: None, orcpt: None, captured: false }
     }
 }

@@ -112,8 +112,7 @@ impl IdCipher {
             (left, right) = (right, left ^ (mix(right ^ key) & HALF_MASK));
         }
         let random = u128::from(left) << HALF_BITS | u128::from(right);
-        let millis = u128::from(time.as_millis()) & ((1 << 48) - 1);
-        millis << 80 | 7 << 76 | (random >> 62) << 64 | 0b10 << 62 | random & ((1 << 62) - 1)
+        uuid_v7(time, random)
     }
 
     fn open(&self, id: u128) -> (MessageNo, u64) {
@@ -140,6 +139,12 @@ fn mix(mut x: u64) -> u64 {
     x = (x ^ (x >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
     x = (x ^ (x >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
     x ^ (x >> 31)
+}
+
+/// A UUIDv7 (RFC 9562 §5.7) around 74 bits.
+fn uuid_v7(time: Timestamp, random: u128) -> u128 {
+    let millis = u128::from(time.as_millis()) & ((1 << 48) - 1);
+    millis << 80 | 7 << 76 | (random >> 62) << 64 | 0b10 << 62 | random & ((1 << 62) - 1)
 }
 
 fn write_uuid(f: &mut fmt::Formatter<'_>, prefix: &str, id: u128) -> fmt::Result {
@@ -190,6 +195,43 @@ macro_rules! printed_id {
 
 printed_id!(MessageId, "msg_");
 printed_id!(RecipientId, "rcp_");
+
+/// An id that leads to a row of the store: a UUIDv7 of random bits.
+macro_rules! stored_id {
+    ($(#[$doc:meta])* $id:ident, $prefix:literal) => {
+        $(#[$doc])*
+        #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+        pub struct $id(u128);
+
+        impl $id {
+            /// A new one; `random` must be.
+            #[must_use]
+            pub fn new(time: Timestamp, random: u128) -> Self {
+                $id(uuid_v7(time, random & ((1 << 74) - 1)))
+            }
+        }
+
+        printed_id!($id, $prefix);
+        crate::text::text_deserialize!($id);
+    };
+}
+
+stored_id!(
+    /// The id of a tenant: `tnt_` and a UUIDv7.
+    TenantId, "tnt_"
+);
+stored_id!(
+    /// The id of an application: `app_` and a UUIDv7.
+    ApplicationId, "app_"
+);
+stored_id!(
+    /// The id of an SMTP credential: `crd_` and a UUIDv7.
+    CredentialId, "crd_"
+);
+stored_id!(
+    /// The id of an API key: `key_` and a UUIDv7.
+    KeyId, "key_"
+);
 
 #[cfg(test)]
 mod tests {

@@ -15,18 +15,23 @@
 
 mod address;
 pub mod codec;
+pub mod control;
 mod envelope;
 mod id;
 mod outcome;
 pub mod record;
 mod reply;
 pub mod snapshot;
+mod text;
 mod time;
 
 pub use address::{AddressError, Domain, Mailbox};
 pub use envelope::{BodyKind, Encoding, Envelope, Notify, RecipientParams, Ret};
-pub use id::{IdCipher, IdError, MessageId, MessageNo, Ordinal, RecipientId};
+pub use id::{
+    ApplicationId, CredentialId, IdCipher, IdError, KeyId, MessageId, MessageNo, Ordinal, RecipientId,
+    TenantId,
+};
 pub use outcome::{Class, Outcome, Terminal, Via};
 pub use reply::{EnhancedCode, Reply, ReplyError};
 pub use snapshot::Snapshot;
-pub use time::Timestamp;
+pub use time::{TimeError, Timestamp};

@@ -296,7 +296,11 @@ impl Message {
         out.put_uint(self.recipients.len() as u64);
         for recipient in &self.recipients {
             out.put_str(recipient.mailbox.as_str());
-            out.put_byte(notify_byte(recipient.notify) | u8::from(recipient.orcpt.is_some()) << 4);
+            out.put_byte(
+                notify_byte(recipient.notify)
+                    | u8::from(recipient.orcpt.is_some()) << 4
+                    | u8::from(recipient.captured) << 5,
+            );
             if let Some(orcpt) = &recipient.orcpt {
                 out.put_str(orcpt);
             }
@@ -342,7 +346,8 @@ impl Message {
             let mailbox = r.str("recipient")?.parse().map_err(|_| DecodeError::Invalid("recipient"))?;
             let bits = r.byte("notify")?;
             let orcpt = if bits & 1 << 4 != 0 { Some(r.str("ORCPT")?.into()) } else { None };
-            recipients.push(RecipientParams { mailbox, notify: notify(bits), orcpt });
+            let captured = bits & 1 << 5 != 0;
+            recipients.push(RecipientParams { mailbox, notify: notify(bits), orcpt, captured });
         }
         Ok(Message {
             number,
@@ -671,11 +676,13 @@ mod tests {
                     mailbox: "jürgen@bücher.example".parse().unwrap(),
                     notify: Some(Notify::On { success: true, failure: false, delay: true }),
                     orcpt: Some("rfc822;c@example.net".into()),
+                    captured: true,
                 },
                 RecipientParams {
                     mailbox: "d@example.net".parse().unwrap(),
                     notify: Some(Notify::Never),
                     orcpt: None,
+                    captured: false,
                 },
             ],
             encoding: Encoding::Plain,

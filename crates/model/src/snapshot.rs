@@ -183,6 +183,53 @@ impl AddressPattern {
     }
 }
 
+impl std::fmt::Display for AddressPattern {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            AddressPattern::Any => f.write_str("*"),
+            AddressPattern::Domain(domain) => write!(f, "*@{domain}"),
+            AddressPattern::Subdomains(domain) => write!(f, "*@*.{domain}"),
+            AddressPattern::Mailbox(mailbox) => write!(f, "{mailbox}"),
+        }
+    }
+}
+
+/// Not a pattern of addresses; says what one looks like.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{0}")]
+pub struct PatternError(String);
+
+impl std::str::FromStr for AddressPattern {
+    type Err = PatternError;
+
+    fn from_str(text: &str) -> Result<Self, PatternError> {
+        if text == "*" {
+            return Ok(AddressPattern::Any);
+        }
+        let fix = "write an address, \"*@example.com\", \"*@*.example.com\" (subdomains) or \"*\"";
+        let Some(domain) = text.strip_prefix("*@") else {
+            return text.parse().map(AddressPattern::Mailbox).map_err(|error| {
+                PatternError(if text.contains('@') { format!("{error}; {fix}") } else { fix.to_owned() })
+            });
+        };
+        let (subdomains, domain) = domain.strip_prefix("*.").map_or((false, domain), |parent| (true, parent));
+        let domain: Domain = domain.parse().map_err(|error| PatternError(format!("{error}; {fix}")))?;
+        Ok(if subdomains { AddressPattern::Subdomains(domain) } else { AddressPattern::Domain(domain) })
+    }
+}
+
+crate::text::text_serde!(AddressPattern);
+
+/// Patterns for a refusal: the first `max` of them.
+#[must_use]
+pub fn listed(patterns: &[AddressPattern], max: usize) -> String {
+    let mut out = patterns.iter().take(max).map(ToString::to_string).collect::<Vec<_>>().join(", ");
+    if patterns.len() > max {
+        out.push_str(", …");
+    }
+    if out.is_empty() { "nobody".to_owned() } else { out }
+}
+
 /// A pattern of domains.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum DomainPattern {
@@ -409,6 +456,8 @@ impl std::fmt::Display for Cidr {
         write!(f, "{}/{}", self.address, self.prefix)
     }
 }
+
+crate::text::text_serde!(Cidr);
 
 /// Not a network.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]

@@ -140,6 +140,71 @@ fn civil(days_since_epoch: u64) -> (u64, u64, u64) {
     (era * 400 + year_of_era + u64::from(month <= 2), month, day)
 }
 
+/// The days from the epoch to a date of the Gregorian calendar: the inverse of [`civil`].
+fn days_of(year: u64, month: u64, day: u64) -> Option<u64> {
+    let year = year.checked_sub(u64::from(month <= 2))?;
+    let (era, year_of_era) = (year / 400, year % 400);
+    let shifted_month = if month > 2 { month - 3 } else { month + 9 };
+    let day_of_year = (153 * shifted_month + 2) / 5 + day - 1;
+    let day_of_era = year_of_era * 365 + year_of_era / 4 - year_of_era / 100 + day_of_year;
+    (era * 146_097 + day_of_era).checked_sub(719_468)
+}
+
+/// Not a time.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("write a time as RFC 3339 does, such as 2027-01-31T23:59:59Z")]
+pub struct TimeError;
+
+/// RFC 3339 from 1970 on, with `Z` or an offset; what is finer than a microsecond is cut off.
+impl std::str::FromStr for Timestamp {
+    type Err = TimeError;
+
+    fn from_str(text: &str) -> Result<Self, TimeError> {
+        let number = |range: std::ops::Range<usize>| -> Result<u64, TimeError> {
+            let digits = text.get(range).filter(|digits| digits.bytes().all(|b| b.is_ascii_digit()));
+            digits.and_then(|digits| digits.parse().ok()).ok_or(TimeError)
+        };
+        let stands = |at: usize, choice: &[u8]| text.as_bytes().get(at).is_some_and(|b| choice.contains(b));
+        if !(stands(4, b"-") && stands(7, b"-") && stands(10, b"Tt ") && stands(13, b":") && stands(16, b":"))
+        {
+            return Err(TimeError);
+        }
+        let (year, month, day) = (number(0..4)?, number(5..7)?, number(8..10)?);
+        let (hour, minute, second) = (number(11..13)?, number(14..16)?, number(17..19)?);
+        let days = days_of(year, month, day).ok_or(TimeError)?;
+        if civil(days) != (year, month, day) || hour > 23 || minute > 59 || second > 60 {
+            return Err(TimeError);
+        }
+        let rest = text.get(19..).ok_or(TimeError)?;
+        let (fraction, zone) = match rest.strip_prefix('.') {
+            None => ("", rest),
+            Some(rest) => rest.split_at(rest.bytes().take_while(u8::is_ascii_digit).count()),
+        };
+        if rest.starts_with('.') && fraction.is_empty() {
+            return Err(TimeError);
+        }
+        let micros = fraction.bytes().chain(std::iter::repeat(b'0')).take(6);
+        let micros = micros.fold(0, |sum, digit| sum * 10 + u64::from(digit - b'0'));
+        let local = ((days * 24 + hour) * 60 + minute) * 60 + second;
+        let secs = match zone.as_bytes() {
+            b"Z" | b"z" => local,
+            [sign @ (b'+' | b'-'), rest @ ..] if rest.len() == 5 && rest[2] == b':' => {
+                let at = text.len() - 5;
+                let (hours, minutes) = (number(at..at + 2)?, number(at + 3..at + 5)?);
+                if hours > 23 || minutes > 59 {
+                    return Err(TimeError);
+                }
+                let offset = (hours * 60 + minutes) * 60;
+                if *sign == b'+' { local.checked_sub(offset).ok_or(TimeError)? } else { local + offset }
+            }
+            _ => return Err(TimeError),
+        };
+        Ok(Timestamp(secs * 1_000_000 + micros))
+    }
+}
+
+crate::text::text_deserialize!(Timestamp);
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -155,5 +220,32 @@ mod tests {
         check(951_782_400, "2000-02-29T00:00:00.000Z", "Tue, 29 Feb 2000 00:00:00 +0000");
         check(1_795_526_426, "2026-11-24T13:20:26.000Z", "Tue, 24 Nov 2026 13:20:26 +0000");
         check(4_107_542_400, "2100-03-01T00:00:00.000Z", "Mon, 01 Mar 2100 00:00:00 +0000");
+    }
+
+    #[test]
+    fn a_time_is_read_as_rfc_3339_writes_it() {
+        let check = |text: &str, micros| {
+            assert_eq!(text.parse::<Timestamp>().ok().map(Timestamp::as_micros), micros, "{text}");
+        };
+        check("1970-01-01T00:00:00Z", Some(0));
+        check("2000-02-29T00:00:00.000Z", Some(951_782_400_000_000));
+        check("2026-11-24t13:20:26.5z", Some(1_795_526_426_500_000));
+        check("2026-11-24T14:20:26+01:00", Some(1_795_526_426_000_000));
+        check("2026-11-24T03:50:26.1234567-09:30", Some(1_795_526_426_123_456));
+        for wrong in [
+            "",
+            "2026-11-24",
+            "2026-02-29T00:00:00Z",
+            "2026-13-01T00:00:00Z",
+            "2026-11-24T24:00:00Z",
+            "2026-11-24T13:20:26",
+            "2026-11-24T13:20:26.Z",
+            "2026-11-24T13:20:26+1:00",
+            "1969-12-31T23:59:59Z",
+            "1970-01-01T00:00:00+01:00",
+            "2026-11-24T13:20:2éZ",
+        ] {
+            check(wrong, None);
+        }
     }
 }

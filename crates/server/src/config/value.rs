@@ -102,19 +102,7 @@ pub fn size_text(bytes: u64) -> String {
 /// # Errors
 /// Says what a pattern looks like.
 pub fn address_pattern(text: &str) -> Result<AddressPattern, Fix> {
-    if text == "*" {
-        return Ok(AddressPattern::Any);
-    }
-    let fix = "write an address, \"*@example.com\", \"*@*.example.com\" (subdomains) or \"*\"";
-    let Some(domain) = text.strip_prefix("*@") else {
-        return text
-            .parse::<Mailbox>()
-            .map(AddressPattern::Mailbox)
-            .map_err(|error| if text.contains('@') { format!("{error}; {fix}") } else { fix.to_owned() });
-    };
-    let (subdomains, domain) = domain.strip_prefix("*.").map_or((false, domain), |parent| (true, parent));
-    let domain: Domain = domain.parse().map_err(|error| format!("{error}; {fix}"))?;
-    Ok(if subdomains { AddressPattern::Subdomains(domain) } else { AddressPattern::Domain(domain) })
+    text.parse().map_err(|error: postrider_model::snapshot::PatternError| error.to_string())
 }
 
 /// `*`, `example.com`, `*.example.com` or `.example.com`.

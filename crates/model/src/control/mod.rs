@@ -1,0 +1,309 @@
+//! Who may send what: tenants, applications with their credentials and keys, and the instance's mode.
+//!
+//! A [`Control`] is what the data plane reads of it: immutable, whole and checked. The store holds the same as
+//! rows ([`ControlParts`]) and makes a new `Control` of them at every change.
+
+mod draft;
+mod gate;
+mod key;
+mod scope;
+
+pub use draft::{
+    ApplicationDraft, CredentialDraft, CredentialRequest, DeliveryDraft, FROM_MAX, KeyDraft, KeyRequest,
+    NAME_SIZE_MAX, ONLY_MAX, Violation, Violations,
+};
+pub use gate::{Denied, Gate, Writer};
+pub use key::{KeyHash, KeyRefusal};
+pub use scope::{Scope, Scopes};
+
+use crate::snapshot::{AddressPattern, Cidr};
+use crate::{ApplicationId, CredentialId, KeyId, Mailbox, TenantId, Timestamp};
+use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+/// Whether mail of applications may leave at all. An instance begins in the sandbox; going live is one act.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum InstanceMode {
+    /// All mail of applications is captured, whatever their delivery modes say.
+    #[default]
+    Sandbox,
+    /// Each application's delivery mode decides.
+    Live,
+}
+
+impl InstanceMode {
+    /// `sandbox` or `live`.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            InstanceMode::Sandbox => "sandbox",
+            InstanceMode::Live => "live",
+        }
+    }
+}
+
+/// What an API key was made for; it stands in the key itself.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Environment {
+    /// `pr_live_…`: instance and application decide what leaves.
+    Live,
+    /// `pr_test_…`: nothing sent with it ever leaves.
+    Test,
+}
+
+impl Environment {
+    /// `live` or `test`.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Environment::Live => "live",
+            Environment::Test => "test",
+        }
+    }
+}
+
+/// Where the mail of an application goes when the instance is live.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum DeliveryMode {
+    /// To its recipients.
+    Live,
+    /// Nowhere: it is captured.
+    Sandbox,
+    /// To this one address, once for each message, whoever its recipients are.
+    Redirect(Mailbox),
+    /// To recipients that match; for the others it is captured.
+    Only(Vec<AddressPattern>),
+}
+
+/// An isolation boundary: its own applications, keys and people.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Tenant {
+    /// Its id.
+    pub id: TenantId,
+    /// Its name, unique.
+    pub name: Box<str>,
+    /// When it was made.
+    pub created_at: Timestamp,
+}
+
+/// A system that may send.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Application {
+    /// Its id.
+    pub id: ApplicationId,
+    /// Whose it is.
+    pub tenant: TenantId,
+    /// What can be changed about it.
+    #[serde(flatten)]
+    pub settings: ApplicationSettings,
+    /// Counts its changes, from 1.
+    pub version: u64,
+    /// When it was made.
+    pub created_at: Timestamp,
+    /// When it was last changed.
+    pub updated_at: Timestamp,
+}
+
+/// What can be changed about an application.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ApplicationSettings {
+    /// Its name, unique within the tenant.
+    pub name: Box<str>,
+    /// Who answers for it: a person or a team, in free words.
+    pub owner: Box<str>,
+    /// As whom it may send, in the envelope and in the header. Never empty.
+    pub from: Vec<AddressPattern>,
+    /// Where its mail goes.
+    pub delivery: DeliveryMode,
+    /// False once the kill switch was thrown.
+    pub enabled: bool,
+    /// It may send with the null reverse-path (notifications that must never bounce).
+    pub null_sender: bool,
+    /// Octets of a message; `None` leaves it to the listener.
+    pub message_size_max_bytes: Option<u64>,
+    /// From then on it may not send.
+    pub expires_at: Option<Timestamp>,
+}
+
+/// A user name and a verifier for SMTP AUTH.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Credential {
+    /// Its id.
+    pub id: CredentialId,
+    /// Whom it stands for.
+    pub application: ApplicationId,
+    /// The user name, unique in the instance.
+    pub username: Box<str>,
+    /// `scram-sha-256:…`, checked by `auth`; the password itself is nowhere.
+    pub verifier: Box<str>,
+    /// What a person calls it.
+    pub name: Box<str>,
+    /// When it was made.
+    pub created_at: Timestamp,
+    /// From then on it is refused: the old one of a rotation.
+    pub expires_at: Option<Timestamp>,
+    /// Since then it is refused.
+    pub revoked_at: Option<Timestamp>,
+}
+
+/// A bearer key of the HTTP API; only its hash is known.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ApiKey {
+    /// Its id.
+    pub id: KeyId,
+    /// Whose it is.
+    pub tenant: TenantId,
+    /// The application it stands for; `None` for one that manages the tenant.
+    pub application: Option<ApplicationId>,
+    /// What a person calls it.
+    pub name: Box<str>,
+    /// What it was made for.
+    pub environment: Environment,
+    /// SHA-256 of the key.
+    pub hash: KeyHash,
+    /// Its first characters, by which a person knows it again.
+    pub hint: Box<str>,
+    /// What it may do.
+    pub scopes: Scopes,
+    /// Whence it may be used; empty means from anywhere.
+    pub networks: Vec<Cidr>,
+    /// When it was made.
+    pub created_at: Timestamp,
+    /// From then on it is refused.
+    pub expires_at: Option<Timestamp>,
+    /// Since then it is refused.
+    pub revoked_at: Option<Timestamp>,
+}
+
+/// Everything of which a [`Control`] is made, as the store holds it.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ControlParts {
+    /// The instance's mode.
+    pub mode: InstanceMode,
+    /// Tenants.
+    pub tenants: Vec<Tenant>,
+    /// Applications.
+    pub applications: Vec<Application>,
+    /// SMTP credentials, the revoked ones too.
+    pub credentials: Vec<Credential>,
+    /// API keys, the revoked ones too.
+    pub keys: Vec<ApiKey>,
+}
+
+/// A credential and whom it stands for.
+#[derive(Clone, Debug)]
+pub struct Login {
+    /// The credential.
+    pub credential: Credential,
+    /// The application.
+    pub application: Arc<Application>,
+}
+
+/// Who may send what: immutable, whole and checked.
+#[derive(Clone, Debug, Default)]
+pub struct Control {
+    mode: InstanceMode,
+    tenants: BTreeMap<TenantId, Arc<Tenant>>,
+    applications: BTreeMap<ApplicationId, Arc<Application>>,
+    logins: BTreeMap<Box<str>, Arc<Login>>,
+    keys: BTreeMap<KeyHash, Arc<ApiKey>>,
+}
+
+impl Control {
+    /// Joins the parts.
+    ///
+    /// # Errors
+    /// Everything that does not fit together.
+    pub fn new(parts: ControlParts) -> Result<Self, Violations> {
+        let mut violations = Violations::default();
+        let mut control = Control { mode: parts.mode, ..Control::default() };
+        for tenant in parts.tenants {
+            control.tenants.insert(tenant.id, Arc::new(tenant));
+        }
+        let mut names = BTreeMap::new();
+        for application in parts.applications {
+            let (id, name) = (application.id, application.settings.name.clone());
+            if !control.tenants.contains_key(&application.tenant) {
+                violations.add("tenant", format!("application {id} belongs to no tenant"));
+            }
+            if names.insert((application.tenant, name.clone()), id).is_some() {
+                violations.add("name", format!("{name:?} is the name of two applications"));
+            }
+            control.applications.insert(id, Arc::new(application));
+        }
+        for credential in parts.credentials {
+            let Some(application) = control.applications.get(&credential.application).cloned() else {
+                violations.add("application", format!("credential {} belongs to none", credential.id));
+                continue;
+            };
+            let username = credential.username.clone();
+            let login = Arc::new(Login { credential, application });
+            if control.logins.insert(username.clone(), login).is_some() {
+                violations.add("username", format!("{username:?} stands for two credentials"));
+            }
+        }
+        for key in parts.keys {
+            if key.application.is_some_and(|id| !control.applications.contains_key(&id)) {
+                violations.add("application", format!("key {} belongs to none", key.id));
+            }
+            let id = key.id;
+            if control.keys.insert(key.hash, Arc::new(key)).is_some() {
+                violations.add("hash", format!("key {id} exists twice"));
+            }
+        }
+        violations.into_result(control)
+    }
+
+    /// The instance's mode.
+    #[must_use]
+    pub fn mode(&self) -> InstanceMode {
+        self.mode
+    }
+
+    /// An application.
+    #[must_use]
+    pub fn application(&self, id: ApplicationId) -> Option<&Arc<Application>> {
+        self.applications.get(&id)
+    }
+
+    /// All applications, the oldest first.
+    pub fn applications(&self) -> impl Iterator<Item = &Arc<Application>> {
+        self.applications.values()
+    }
+
+    /// Whom a user name stands for, whether or not it may still log in.
+    #[must_use]
+    pub fn login(&self, username: &str) -> Option<&Arc<Login>> {
+        self.logins.get(username)
+    }
+
+    /// All logins, also those that are refused.
+    pub fn logins(&self) -> impl Iterator<Item = &Arc<Login>> {
+        self.logins.values()
+    }
+
+    /// All keys, also those that are refused.
+    pub fn keys(&self) -> impl Iterator<Item = &Arc<ApiKey>> {
+        self.keys.values()
+    }
+
+    /// All tenants, the oldest first.
+    pub fn tenants(&self) -> impl Iterator<Item = &Arc<Tenant>> {
+        self.tenants.values()
+    }
+}
+
+impl Login {
+    /// True while it may log in.
+    #[must_use]
+    pub fn is_valid(&self, now: Timestamp) -> bool {
+        self.credential.revoked_at.is_none() && self.credential.expires_at.is_none_or(|end| now < end)
+    }
+}
+
+#[cfg(test)]
+mod tests;
