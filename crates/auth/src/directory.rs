@@ -3,8 +3,9 @@
 use crate::exchange::Mechanism;
 use crate::scram::hmac_sha256;
 use crate::verifier::{ITERATIONS_DEFAULT, Verifier, VerifierError, bounded};
+use postrider_model::control::Control;
 use postrider_model::snapshot::Account;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::num::NonZeroU32;
 use std::sync::Arc;
 use thiserror::Error;
@@ -28,6 +29,8 @@ pub struct Directory {
     iterations: NonZeroU32,
     secret: [u8; 32],
     anyone: bool,
+    /// Names that are nobody's any more; they are refused even where anyone is let in.
+    retired: BTreeSet<Box<str>>,
 }
 
 impl Directory {
@@ -54,7 +57,7 @@ impl Directory {
             return Err(errors);
         }
         let iterations = usual_iterations(&verifiers);
-        Ok(Directory { verifiers, iterations, secret, anyone: false })
+        Ok(Directory { verifiers, iterations, secret, anyone: false, retired: BTreeSet::new() })
     }
 
     /// From a snapshot's accounts.
@@ -69,7 +72,61 @@ impl Directory {
     #[must_use]
     pub fn anyone() -> Self {
         let iterations = usual_iterations(&BTreeMap::new());
-        Directory { verifiers: BTreeMap::new(), iterations, secret: [0; 32], anyone: true }
+        Directory {
+            verifiers: BTreeMap::new(),
+            iterations,
+            secret: [0; 32],
+            anyone: true,
+            retired: BTreeSet::new(),
+        }
+    }
+
+    /// From what the control plane knows: its logins that may be used. Those of them that cannot be read are
+    /// given back by name; nobody logs in with them.
+    #[must_use]
+    pub fn of_control(control: &Control, secret: [u8; 32]) -> (Self, Vec<DirectoryError>) {
+        let mut verifiers = BTreeMap::new();
+        let (mut retired, mut errors) = (BTreeSet::new(), Vec::new());
+        for login in control.logins() {
+            let name = login.credential.username.clone();
+            if login.credential.revoked_at.is_some() {
+                retired.insert(name);
+                continue;
+            }
+            match login.credential.verifier.parse::<Verifier>() {
+                Ok(verifier) => {
+                    verifiers.insert(name, Arc::new(verifier));
+                }
+                Err(error) => {
+                    errors.push(DirectoryError { name: name.clone(), error });
+                    retired.insert(name);
+                }
+            }
+        }
+        let iterations = usual_iterations(&verifiers);
+        (Directory { verifiers, iterations, secret, anyone: false, retired }, errors)
+    }
+
+    /// The same and in which every other name exists with every password, for a sandbox listener.
+    #[must_use]
+    pub fn with_anyone(&self) -> Self {
+        Directory { anyone: true, ..self.clone() }
+    }
+
+    /// The names of both; where they share one it is the other's.
+    #[must_use]
+    pub fn joined(&self, other: &Directory) -> Self {
+        let mut verifiers = self.verifiers.clone();
+        verifiers.extend(other.verifiers.iter().map(|(name, verifier)| (name.clone(), verifier.clone())));
+        let iterations = usual_iterations(&verifiers);
+        let retired = self.retired.iter().filter(|name| !verifiers.contains_key(*name)).cloned().collect();
+        Directory { verifiers, iterations, secret: self.secret, anyone: false, retired }
+    }
+
+    /// True if nobody is in it.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.verifiers.is_empty()
     }
 
     /// The mechanisms to offer, the best first. Where anyone is let in there is no key for SCRAM.
@@ -82,8 +139,9 @@ impl Directory {
         }
     }
 
-    pub(crate) fn admits_anyone(&self) -> bool {
-        self.anyone
+    /// True if this name is let in whatever its password.
+    pub(crate) fn admits(&self, name: &str) -> bool {
+        self.anyone && !self.verifiers.contains_key(name) && !self.retired.contains(name)
     }
 
     /// The name's verifier, or for a name that does not exist one that accepts nothing; true if it exists.

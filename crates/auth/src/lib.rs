@@ -2,7 +2,7 @@
 //!
 //! **For:** SCRAM verifiers ([`Verifier`], which `postrider password` makes), the server's side of AUTH
 //! ([`Exchange`]: SCRAM-SHA-256, PLAIN, LOGIN, all against the same verifiers), and the client's side toward
-//! smarthosts ([`Client`]).
+//! smarthosts ([`Client`]); API keys ([`ApiKey`]), of which only a hash is stored.
 //! **Promises:** no password is stored or printed; a name that does not exist takes as long to refuse as a
 //! wrong password; the costly step (PBKDF2) is a [`Job`] that may run on any thread, and [`AcceptedPasswords`]
 //! spares it to clients that come back.
@@ -22,6 +22,7 @@
 //! ```
 
 mod accepted;
+mod api_key;
 mod client;
 mod directory;
 mod exchange;
@@ -29,6 +30,7 @@ mod scram;
 mod verifier;
 
 pub use accepted::{ACCEPTED_MAX, ACCEPTED_TTL, AcceptedPasswords};
+pub use api_key::{ApiKey, key_hash, secret_text};
 pub use client::{Client, ClientError, ScramMemory};
 pub use directory::{Directory, DirectoryError};
 pub use exchange::{Authenticated, Exchange, Failure, Job, Mechanism, RESPONSE_SIZE_MAX, Step, Verdict};

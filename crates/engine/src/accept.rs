@@ -39,11 +39,10 @@ impl Intake for Shard {
             self.abandon(number);
             return Err(refusal);
         }
-        if let Some(recipient) = draft.message.recipients.iter().find(|recipient| {
-            self.snapshot
-                .route(recipient.mailbox.domain(), draft.message.envelope.reverse_path.as_ref())
-                .is_none()
-        }) {
+        let from = draft.message.envelope.reverse_path.as_ref();
+        if let Some(recipient) =
+            draft.message.recipients.iter().find(|recipient| self.way(recipient, from).is_none())
+        {
             let text = format!("No route for {} any more: the configuration has changed", recipient.mailbox);
             self.abandon(number);
             return Err(Refusal(Reply::ours(451, EnhancedCode(4, 3, 5), &text)));
@@ -85,8 +84,7 @@ impl Shard {
             && !self.health.broken
             && message.recipients.iter().all(|recipient| {
                 let domain = recipient.mailbox.domain();
-                let route = self.snapshot.route(domain, from);
-                let known = route.and_then(|(index, _)| self.find_route(index, domain));
+                let known = self.way(recipient, from).and_then(|index| self.find_route(index, domain));
                 known.and_then(|domain| self.queue.domain(domain).lane).is_some_and(|lane| {
                     let lane = self.queue.lane(lane);
                     lane.connections > 0 && lane.ready < READY_AT_ONCE_MAX && lane.backoff_until.is_none()

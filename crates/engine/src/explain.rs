@@ -68,7 +68,7 @@ impl Shard {
     }
 
     fn describe_way(&self, explanation: &mut Explanation, route: usize, domain: Option<DomainId>) {
-        if let Some(route) = self.snapshot.routes.get(route) {
+        if let Some(route) = self.route_at(route) {
             let kind = match &route.to {
                 Target::Mx => "the domain's mail exchangers".to_owned(),
                 Target::Hosts(hosts) => format!("{} configured hosts", hosts.len()),

@@ -138,9 +138,9 @@ impl Shard {
         ordinal: u16,
     ) -> RecipientSlot {
         // Invariant: callers count ordinals within the recipients.
-        let domain = message.recipients[usize::from(ordinal)].mailbox.domain();
-        let route = self.snapshot.route(domain, message.envelope.reverse_path.as_ref());
-        let domain = self.intern_route(route.map(|(index, _)| index), domain);
+        let params = &message.recipients[usize::from(ordinal)];
+        let way = self.way(params, message.envelope.reverse_path.as_ref());
+        let domain = self.intern_route(way, params.mailbox.domain());
         let flow = self.queue.intern_flow(&message.account, 1);
         let warn = self.warning_time(message, ordinal);
         let recipient = Recipient {

@@ -6,10 +6,13 @@ use crate::replies::{ReplyRef, Said};
 use crate::shard::{NewRecord, Shard};
 use crate::transaction::Link;
 use postrider_model::record::{self, Kind};
-use postrider_model::snapshot::{Host, Route, Target};
-use postrider_model::{Domain, EnhancedCode, Reply, Snapshot, Terminal, Timestamp, Via};
+use postrider_model::snapshot::{CAPTURE_ROUTE, Host, Route, Target};
+use postrider_model::{
+    Domain, EnhancedCode, Mailbox, RecipientParams, Reply, Snapshot, Terminal, Timestamp, Via,
+};
 use postrider_queue::{Backoff, Closed, DomainId, LaneId, LaneLimits, Settings, Throttle};
 use rustc_hash::FxHashMap;
+use std::cmp::Ordering;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -99,16 +102,33 @@ pub(crate) fn queue_settings(snapshot: &Snapshot, shards: u16) -> Settings {
 }
 
 impl Shard {
+    /// The number of the route by which a recipient goes; the built-in one stands behind the table.
+    pub(crate) fn way(&self, recipient: &RecipientParams, reverse_path: Option<&Mailbox>) -> Option<usize> {
+        if recipient.captured {
+            return Some(self.snapshot.routes.len());
+        }
+        self.snapshot.route(recipient.mailbox.domain(), reverse_path).map(|(index, _)| index)
+    }
+
+    /// The route of this number.
+    pub(crate) fn route_at(&self, index: usize) -> Option<&Arc<Route>> {
+        match index.cmp(&self.snapshot.routes.len()) {
+            Ordering::Less => self.snapshot.routes.get(index),
+            Ordering::Equal => Some(&self.capture),
+            Ordering::Greater => None,
+        }
+    }
+
     /// The queue's name for a domain under a route.
     pub(crate) fn intern_route(&mut self, route: Option<usize>, domain: &Domain) -> DomainId {
-        let name = route.and_then(|index| self.snapshot.routes.get(index)).map_or("", |route| &route.name);
-        let route = self.lanes.route_number(name);
+        let route = route.and_then(|index| self.route_at(index)).cloned();
+        let route = self.lanes.route_number(route.as_deref().map_or("", |route| &route.name));
         self.queue.intern_domain(route, domain.as_str())
     }
 
     /// The domain under a route, if the queue knows it.
     pub(crate) fn find_route(&self, route: usize, domain: &Domain) -> Option<DomainId> {
-        let route = self.snapshot.routes.get(route)?;
+        let route = self.route_at(route)?;
         let number = self.lanes.route_names.iter().position(|known| *known == route.name)?;
         self.queue.find_domain(u16::try_from(number).ok()?, domain.as_str())
     }
@@ -116,6 +136,9 @@ impl Shard {
     /// The route by which a domain goes, with its index; none if it has left the configuration.
     pub(crate) fn route_of(&self, domain: DomainId) -> Option<(usize, &Arc<Route>)> {
         let name = self.route_name(domain);
+        if name == CAPTURE_ROUTE {
+            return Some((self.snapshot.routes.len(), &self.capture));
+        }
         self.snapshot.routes.iter().enumerate().find(|(_, route)| &*route.name == name)
     }
 
@@ -221,7 +244,7 @@ impl Shard {
 
     /// Connections that a site of this route may have from all shards together, and the lane's limits.
     fn limits(&self, route: usize) -> (usize, LaneLimits) {
-        let route = self.snapshot.routes.get(route);
+        let route = self.route_at(route);
         let slots = match route.map(|route| (&route.to, route.connections_per_site_max)) {
             Some((Target::Sandbox, _)) => SANDBOX_CONNECTIONS_MAX,
             Some((_, Some(max))) => max,

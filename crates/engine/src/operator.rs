@@ -13,6 +13,7 @@ use crate::replies::ReplyRef;
 use crate::shard::{Job, NewRecord, Shard};
 use postrider_model::codec::DecodeError;
 use postrider_model::record::{self, ChangeTo, Kind, Ordinals};
+use postrider_model::snapshot::CAPTURE_ROUTE;
 use postrider_model::{EnhancedCode, MessageNo, Reply, Terminal, Timestamp};
 use postrider_queue::{Batch, LaneId, RecipientSlot, Waiting};
 use rustc_hash::FxHashSet;
@@ -467,6 +468,7 @@ impl Shard {
             return Err(format!("{state} is no state; there are ready, deferred, held and sending"));
         }
         if let Act::Move { route } = act
+            && route != CAPTURE_ROUTE
             && !self.snapshot.routes.iter().any(|known| &*known.name == route.as_str())
         {
             let names: Vec<_> = self.snapshot.routes.iter().map(|route| &*route.name).collect();
@@ -498,10 +500,14 @@ impl Shard {
         for &recipient in recipients {
             let (_, ordinal) = self.place_of(recipient);
             let Some(state) = self.state(recipient) else { continue };
+            let captured =
+                record.recipients.get(usize::from(ordinal)).is_some_and(|recipient| recipient.captured);
             // What is being sent cannot be called back; its outcome will tell.
             let applies = match (act, state) {
                 (_, State::Sending) | (Act::Hold | Act::Retry, State::Held) => false,
                 (Act::Release, state) => state == State::Held,
+                // What was accepted for the sandbox has no other way.
+                (Act::Move { .. }, _) if captured => false,
                 _ => true,
             };
             if applies {

@@ -13,6 +13,7 @@ use crate::replies::Replies;
 use crate::report::ReportJob;
 use crate::transaction::{Link, Open};
 use postrider_model::record::Kind;
+use postrider_model::snapshot::Route;
 use postrider_model::{IdCipher, MessageNo, Snapshot, Timestamp};
 use postrider_queue::{Action, Batch, Bucket, LaneId, Queue, RecipientSlot};
 use postrider_spool::{Append, Completion, Durable, Position, Ticket};
@@ -43,6 +44,8 @@ pub struct Shard {
     pub(crate) index: u16,
     pub(crate) shards: u16,
     pub(crate) snapshot: Arc<Snapshot>,
+    /// The built-in route to the sandbox.
+    pub(crate) capture: Arc<Route>,
     pub(crate) cipher: IdCipher,
     pub(crate) queue: Queue,
     pub(crate) messages: Messages,
@@ -138,6 +141,7 @@ impl Shard {
             queue: Queue::new(crate::lanes::queue_settings(&config.snapshot, config.shards), config.seed),
             lanes: Lanes::default(),
             snapshot: config.snapshot,
+            capture: Arc::new(Route::capture()),
             cipher: config.cipher,
             messages: Messages::default(),
             replies: Replies::default(),

@@ -5,7 +5,7 @@
 //! its header section is complete and judged. When memory is short the chunks are smaller.
 
 use crate::Pressure;
-use crate::identity::Identity;
+use crate::identity::{Admitted, Identity};
 use crate::session::SessionContext;
 use bytes::Bytes;
 use postrider_engine::{Draft, Intake, Pieces};
@@ -15,7 +15,7 @@ use postrider_message::{
 };
 use postrider_model::record;
 use postrider_model::{
-    BodyKind, Class, Encoding, EnhancedCode, Envelope, MessageNo, RecipientParams, Reply, Timestamp,
+    BodyKind, Class, Encoding, EnhancedCode, Envelope, Mailbox, MessageNo, RecipientParams, Reply, Timestamp,
 };
 use postrider_smtp::data::ContentNotes;
 use postrider_spool::Ticket;
@@ -30,6 +30,9 @@ const HELD_MAX_WHEN_SHORT: usize = 16 << 10;
 const RECIPIENT_SIZE: usize = 160;
 /// Octets of the first buffer, where the client says nothing of the size.
 const BUFFER_SIZE_FIRST: usize = 8 << 10;
+
+/// Addresses named in a redirected message.
+const REDIRECTED_MAX: usize = 50;
 
 const CONTENT: EnhancedCode = EnhancedCode(5, 6, 0);
 
@@ -69,6 +72,8 @@ pub(crate) struct Acceptance {
     envelope: Envelope,
     declared_size: Option<u64>,
     recipients: Vec<RecipientParams>,
+    /// Whom the client named, where the one recipient stands for them.
+    redirected: Vec<Mailbox>,
     buffer: Vec<u8>,
     /// Octets of the buffer that the header scan has seen.
     scanned: usize,
@@ -85,6 +90,7 @@ impl Acceptance {
             envelope,
             declared_size,
             recipients: Vec::new(),
+            redirected: Vec::new(),
             buffer: Vec::new(),
             scanned: 0,
             judged: None,
@@ -97,13 +103,22 @@ impl Acceptance {
         &self.envelope
     }
 
-    pub(crate) fn add(&mut self, recipient: RecipientParams) {
-        self.recipients.push(recipient);
+    pub(crate) fn add(&mut self, recipient: Admitted) {
+        match recipient {
+            Admitted::Itself(recipient) => self.recipients.push(recipient),
+            Admitted::Redirected { from, to } => {
+                self.redirected.push(from);
+                if !self.recipients.iter().any(|known| known.mailbox == to.mailbox) {
+                    self.recipients.push(to);
+                }
+            }
+        }
     }
 
     /// Octets of memory that the transaction holds.
     pub(crate) fn size_bytes(&self) -> usize {
-        self.buffer.capacity() + self.recipients.capacity() * RECIPIENT_SIZE
+        let recipients = self.recipients.capacity() + self.redirected.capacity();
+        self.buffer.capacity() + recipients * RECIPIENT_SIZE
     }
 
     /// There is no memory left: hands on what it holds, or refuses the message if that cannot be done.
@@ -264,6 +279,7 @@ impl Acceptance {
             at: now,
         };
         received.write(&mut fields);
+        write_redirected(&mut fields, &self.redirected);
         if context.is_submission() {
             if !header.has(FieldKind::Date) {
                 write_date(&mut fields, now);
@@ -343,6 +359,24 @@ impl Acceptance {
             Err(refusal) => Err(refusal.0),
         }
     }
+}
+
+/// Tells whoever reads a redirected message for whom it was.
+fn write_redirected(fields: &mut Vec<u8>, redirected: &[Mailbox]) {
+    if redirected.is_empty() {
+        return;
+    }
+    fields.extend_from_slice(b"X-Postrider-Redirected-For:");
+    let named = redirected.iter().filter(|mailbox| mailbox.as_str().is_ascii()).take(REDIRECTED_MAX);
+    let mut count = 0;
+    for mailbox in named {
+        count += 1;
+        fields.extend_from_slice(format!("\r\n\t<{mailbox}>").as_bytes());
+    }
+    if count < redirected.len() {
+        fields.extend_from_slice(format!("\r\n\tand {} more", redirected.len() - count).as_bytes());
+    }
+    fields.extend_from_slice(b"\r\n");
 }
 
 fn signed(size: usize) -> i64 {

@@ -4,7 +4,6 @@ use crate::identity::Identity;
 use crate::session::Session;
 use postrider_auth::{Authenticated, Exchange, Failure, Job, Mechanism, Step, Verdict};
 use postrider_model::{EnhancedCode, Reply, Timestamp};
-use std::sync::Arc;
 
 /// An AUTH command on its way.
 #[derive(Default)]
@@ -45,51 +44,63 @@ impl Session {
         }
         if let Some(exchange) = &mut self.authentication.exchange {
             let step = exchange.verdict(verdict);
-            self.auth_step(step);
+            self.auth_step(now, step);
         }
         self.note_progress(now);
     }
 
-    pub(crate) fn begin_auth(&mut self, mechanism: &str, initial: Option<&[u8]>) {
+    pub(crate) fn begin_auth(&mut self, now: Timestamp, mechanism: &str, initial: Option<&[u8]>) {
         let Ok(mechanism) = mechanism.parse::<Mechanism>() else {
             return self.auth_failed(Failure::Mechanism);
         };
         let mut exchange = Exchange::new(mechanism, self.nonce());
         let step = exchange.start(initial, &self.context.directory);
         self.authentication.exchange = Some(exchange);
-        self.auth_step(step);
+        self.auth_step(now, step);
     }
 
-    pub(crate) fn continue_auth(&mut self, response: &[u8]) {
+    pub(crate) fn continue_auth(&mut self, now: Timestamp, response: &[u8]) {
         let Some(exchange) = &mut self.authentication.exchange else {
             return self.auth_failed(Failure::Malformed);
         };
         let step = exchange.step(response, &self.context.directory);
-        self.auth_step(step);
+        self.auth_step(now, step);
     }
 
-    fn auth_step(&mut self, step: Step) {
+    fn auth_step(&mut self, now: Timestamp, step: Step) {
         match step {
             Step::Challenge(challenge) => self.server.challenge(&challenge),
             Step::Verify(job) => self.authentication.job = Some(job),
-            Step::Success(authenticated) => self.authenticated(&authenticated),
+            Step::Success(authenticated) => self.authenticated(now, &authenticated),
             Step::Failure(failure) => self.auth_failed(failure),
         }
     }
 
-    fn authenticated(&mut self, authenticated: &Authenticated) {
+    fn authenticated(&mut self, now: Timestamp, authenticated: &Authenticated) {
         self.authentication.cancel();
         let name = authenticated.account();
-        if self.context.listener.sandbox {
-            self.identity = Identity::Sandbox(name.into());
-            return self.server.accept_auth();
-        }
-        // The snapshot may have changed since the session began; the exchange asked the directory of then.
-        match self.context.snapshot.account(name) {
-            Some(account) => {
-                self.identity = Identity::Account(Arc::clone(account));
+        match Identity::by_name(&self.context, name) {
+            Some(Identity::Application(login)) => {
+                if !login.is_valid(now) {
+                    return self.auth_failed(Failure::Credentials);
+                }
+                // The password was right, so the reason may be told.
+                if let Err(denied) = login.application.may_send(now) {
+                    let reply = Reply::ours(525, EnhancedCode(5, 7, 13), &denied.to_string());
+                    return self.server.refuse_auth(&reply);
+                }
+                self.identity = Identity::Application(login);
                 self.server.accept_auth();
             }
+            _ if self.context.listener.sandbox => {
+                self.identity = Identity::Sandbox(name.into());
+                self.server.accept_auth();
+            }
+            Some(identity) => {
+                self.identity = identity;
+                self.server.accept_auth();
+            }
+            // The exchange asked the directory of when it began.
             None => self.auth_failed(Failure::Credentials),
         }
     }

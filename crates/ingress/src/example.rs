@@ -101,6 +101,7 @@ pub fn example(now: Timestamp) -> (SessionContext, Keeper) {
     });
     let context = SessionContext {
         snapshot,
+        control: Arc::default(),
         listener,
         directory: Arc::new(Directory::anyone()),
         ids: IdCipher::new([7; 16]),

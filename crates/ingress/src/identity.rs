@@ -1,8 +1,11 @@
 //! Who a client is, and what that lets it do (design P7).
 
+use crate::session::SessionContext;
 use postrider_message::{AuthorError, Authors};
-use postrider_model::snapshot::{Account, AddressPattern, Legacy, Listener, Target};
-use postrider_model::{EnhancedCode, Mailbox, RecipientParams, Reply, Snapshot};
+use postrider_model::control::{Control, Denied, Environment, Gate, Login, Writer};
+use postrider_model::snapshot::{Account, AddressPattern, Legacy, Listener, listed};
+use postrider_model::{EnhancedCode, Mailbox, RecipientParams, Reply, Snapshot, Timestamp};
+use postrider_smtp::command::Mail;
 use std::net::IpAddr;
 use std::sync::Arc;
 
@@ -15,12 +18,28 @@ const NOT_ALLOWED: EnhancedCode = EnhancedCode(5, 7, 1);
 pub(crate) enum Identity {
     /// Nobody: it may look, not send.
     Nobody,
-    /// An account, by AUTH.
+    /// An account of the configuration file, by AUTH.
     Account(Arc<Account>),
+    /// An application, by AUTH with one of its credentials.
+    Application(Arc<Login>),
     /// One of a legacy listener's clients, by its address.
     Legacy(Arc<Listener>),
-    /// Anyone on a sandbox listener: may send as anyone, to the sandbox only.
+    /// Anyone on a sandbox listener: may send as anyone, and all of it is captured.
     Sandbox(Box<str>),
+}
+
+/// A recipient that is taken.
+#[derive(Debug)]
+pub(crate) enum Admitted {
+    /// As the client named it.
+    Itself(RecipientParams),
+    /// The message goes to this address instead, once for all its recipients.
+    Redirected {
+        /// Whom the client named.
+        from: Mailbox,
+        /// Who gets it.
+        to: RecipientParams,
+    },
 }
 
 impl Identity {
@@ -36,11 +55,22 @@ impl Identity {
         if listener.sandbox { Identity::Sandbox(listener.name.clone()) } else { Identity::Nobody }
     }
 
-    /// The name for the record.
+    /// Of a name whose password was shown, or that a trusted proxy vouches for.
+    pub(crate) fn by_name(context: &SessionContext, name: &str) -> Option<Self> {
+        if let Some(account) = context.snapshot.account(name)
+            && !context.listener.sandbox
+        {
+            return Some(Identity::Account(Arc::clone(account)));
+        }
+        context.control.login(name).map(|login| Identity::Application(Arc::clone(login)))
+    }
+
+    /// The name for the record: of an application its id, which outlives its name.
     pub(crate) fn name(&self) -> &str {
         match self {
             Identity::Nobody => "",
             Identity::Account(account) => &account.name,
+            Identity::Application(login) => &login.account,
             Identity::Legacy(listener) => &listener.name,
             Identity::Sandbox(name) => name,
         }
@@ -50,6 +80,7 @@ impl Identity {
         match self {
             Identity::Nobody => &[],
             Identity::Account(account) => &account.from,
+            Identity::Application(login) => &login.application.settings.from,
             Identity::Legacy(listener) => legacy(listener).map_or(&[], |legacy| &legacy.from),
             Identity::Sandbox(_) => &[AddressPattern::Any],
         }
@@ -60,11 +91,32 @@ impl Identity {
         self.patterns().contains(&AddressPattern::Any)
     }
 
-    /// May it send with this reverse-path? The null one is judged by the header.
-    pub(crate) fn allows_sender(&self, reverse_path: Option<&Mailbox>) -> Result<(), Reply> {
+    /// May it send, now and with this reverse-path? The null one is judged by the header too.
+    pub(crate) fn allows_mail(&self, now: Timestamp, mail: &Mail) -> Result<(), Reply> {
+        let reverse_path = mail.envelope.reverse_path.as_ref();
+        if let Identity::Application(login) = self {
+            if !login.is_valid(now) {
+                let text = format!("The credential {} is not valid any more", login.credential.username);
+                return Err(Reply::ours(550, NOT_ALLOWED, &text));
+            }
+            let application = &login.application;
+            application.may_send(now).map_err(|denied| denial(&denied))?;
+            application.may_send_as(Writer::Envelope, reverse_path).map_err(|denied| denial(&denied))?;
+            return self.allows_size(mail.size_bytes.unwrap_or(0));
+        }
         match reverse_path {
             Some(mailbox) if !self.allows(mailbox) => {
                 Err(self.refusal(&format!("with the envelope sender {mailbox}")))
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// May it send a message that has so many octets already?
+    pub(crate) fn allows_size(&self, size_bytes: u64) -> Result<(), Reply> {
+        match self {
+            Identity::Application(login) => {
+                login.application.may_send_size(size_bytes).map_err(|denied| denial(&denied))
             }
             _ => Ok(()),
         }
@@ -76,6 +128,15 @@ impl Identity {
             let text = format!("It must be certain who the message is from, but {error}");
             Reply::ours(550, NOT_ALLOWED, &text)
         })?;
+        if let Identity::Application(login) = self {
+            let fields = authors.from.iter().map(|mailbox| (Writer::From, mailbox));
+            for (writer, mailbox) in
+                fields.chain(authors.sender.iter().map(|mailbox| (Writer::Sender, mailbox)))
+            {
+                login.application.may_send_as(writer, Some(mailbox)).map_err(|denied| denial(&denied))?;
+            }
+            return Ok(());
+        }
         if let Some(other) = authors.from.iter().find(|mailbox| !self.allows(mailbox)) {
             return Err(self.refusal(&format!("with the From header {other}")));
         }
@@ -87,30 +148,40 @@ impl Identity {
         }
     }
 
-    /// May it send to this recipient?
-    pub(crate) fn allows_recipient(
+    /// May it send to this recipient, and what becomes of that?
+    pub(crate) fn admit(
         &self,
+        control: &Control,
         snapshot: &Snapshot,
         reverse_path: Option<&Mailbox>,
-        recipient: &RecipientParams,
-    ) -> Result<(), Reply> {
-        let domain = recipient.mailbox.domain();
-        match snapshot.route(domain, reverse_path) {
-            None => {
-                let text = format!("Relay refused: no route leads to {domain}");
-                Err(Reply::ours(550, NOT_ALLOWED, &text))
+        recipient: RecipientParams,
+    ) -> Result<Admitted, Reply> {
+        let captured = |recipient| Ok(Admitted::Itself(RecipientParams { captured: true, ..recipient }));
+        let gate = match self {
+            Identity::Sandbox(_) => Gate::Captured,
+            Identity::Application(login) => {
+                control.gate(&login.application, Environment::Live, &recipient.mailbox)
             }
-            // Whoever says any name is taken for it here; that must never reach a foreign domain.
-            Some((_, route)) if matches!(self, Identity::Sandbox(_)) && route.to != Target::Sandbox => {
-                let text = format!(
-                    "Relay refused: a sandbox listener takes mail for sandbox routes only, and route {} to \
-                     {domain} is none",
-                    route.name
-                );
-                Err(Reply::ours(550, NOT_ALLOWED, &text))
+            Identity::Nobody | Identity::Account(_) | Identity::Legacy(_) => Gate::Open,
+        };
+        let to = match gate {
+            Gate::Captured => return captured(recipient),
+            // Whoever redirects wants nothing refused: without a route there, it is captured.
+            Gate::Redirected(to) if snapshot.route(to.domain(), reverse_path).is_none() => {
+                return captured(recipient);
             }
-            Some(_) => Ok(()),
+            Gate::Redirected(to) => {
+                let to = RecipientParams { notify: recipient.notify, ..to.clone().into() };
+                return Ok(Admitted::Redirected { from: recipient.mailbox, to });
+            }
+            Gate::Open => recipient,
+        };
+        let domain = to.mailbox.domain();
+        if snapshot.route(domain, reverse_path).is_none() {
+            let text = format!("Relay refused: no route leads to {domain}");
+            return Err(Reply::ours(550, NOT_ALLOWED, &text));
         }
+        Ok(Admitted::Itself(to))
     }
 
     fn allows(&self, mailbox: &Mailbox) -> bool {
@@ -118,20 +189,7 @@ impl Identity {
     }
 
     fn refusal(&self, what: &str) -> Reply {
-        let patterns = self.patterns();
-        let mut allowed = String::new();
-        for pattern in patterns.iter().take(LISTED_MAX) {
-            if !allowed.is_empty() {
-                allowed.push_str(", ");
-            }
-            allowed.push_str(&describe(pattern));
-        }
-        if patterns.len() > LISTED_MAX {
-            allowed.push_str(", …");
-        }
-        if allowed.is_empty() {
-            allowed.push_str("nobody");
-        }
+        let allowed = listed(self.patterns(), LISTED_MAX);
         let text = format!("{} may not send {what}; it may send as {allowed}", self.name());
         Reply::ours(550, NOT_ALLOWED, &text)
     }
@@ -174,11 +232,11 @@ fn legacy(listener: &Listener) -> Option<&Legacy> {
     listener.legacy.as_ref()
 }
 
-fn describe(pattern: &AddressPattern) -> String {
-    match pattern {
-        AddressPattern::Any => "*".to_owned(),
-        AddressPattern::Domain(domain) => format!("*@{domain}"),
-        AddressPattern::Subdomains(domain) => format!("*@*.{domain}"),
-        AddressPattern::Mailbox(mailbox) => mailbox.to_string(),
-    }
+/// What an application is told.
+fn denial(denied: &Denied) -> Reply {
+    let (code, enhanced) = match denied {
+        Denied::Size { .. } => (552, EnhancedCode(5, 3, 4)),
+        _ => (550, NOT_ALLOWED),
+    };
+    Reply::ours(code, enhanced, &denied.to_string())
 }

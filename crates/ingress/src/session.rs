@@ -8,6 +8,7 @@ use crate::patience::Patience;
 use postrider_auth::Directory;
 use postrider_engine::{Intake, Refusal};
 use postrider_message::{HeaderScan, TraceProtocol};
+use postrider_model::control::Control;
 use postrider_model::snapshot::{Listener, Protocol};
 use postrider_model::{EnhancedCode, IdCipher, Mailbox, RecipientParams, Reply, Snapshot, Timestamp};
 use postrider_smtp::command::{Mail, Xclient};
@@ -42,9 +43,11 @@ pub enum SessionTls {
 pub struct SessionContext {
     /// The configuration, for the whole session.
     pub snapshot: Arc<Snapshot>,
+    /// Who may send what; [`Session::reconfigure`] brings a newer one.
+    pub control: Arc<Control>,
     /// Where the client connected.
     pub listener: Arc<Listener>,
-    /// Credentials; for a sandbox listener [`Directory::anyone`].
+    /// Credentials; for a sandbox listener one that also admits anyone ([`Directory::with_anyone`]).
     pub directory: Arc<Directory>,
     /// Makes the ids that clients are told.
     pub ids: IdCipher,
@@ -76,7 +79,7 @@ impl SessionContext {
     fn offer(&self) -> Offer {
         let limits = &self.listener.limits;
         let legacy = self.listener.legacy.is_some();
-        let knows_accounts = self.listener.sandbox || !self.snapshot.accounts.is_empty();
+        let knows_accounts = self.listener.sandbox || !self.directory.is_empty();
         let mechanisms = if knows_accounts { self.directory.mechanisms() } else { &[] };
         Offer {
             hostname: self.snapshot.hostname.as_str().into(),
@@ -139,8 +142,9 @@ pub struct Session {
     /// Octets of the last message.
     usual_size: usize,
     greeting_is_unsent: bool,
-    pub(crate) stops: bool,
     pub(crate) pressure: Pressure,
+    /// Why the session ends as soon as nothing of it is under way.
+    pub(crate) ending: Option<Reply>,
     nothing: Vec<u8>,
 }
 
@@ -163,8 +167,8 @@ impl Session {
             reverse_name: None,
             usual_size: 0,
             greeting_is_unsent: true,
-            stops: false,
             pressure: Pressure::None,
+            ending: None,
             nothing: Vec::new(),
         }
     }
@@ -266,8 +270,45 @@ impl Session {
 
     /// The server is about to stop: ends the session (`421`) now or after the message that is on its way.
     pub fn shutdown(&mut self) {
-        self.stops = true;
+        self.ending =
+            Some(Reply::ours(421, EnhancedCode(4, 3, 2), "The server is about to stop; try again later"));
         self.stop_if_idle();
+    }
+
+    /// Takes a newer answer to who may send what. A client that may not send any more is cut off: what it had
+    /// not finished is forgotten, a message whose ticket is awaited is still answered first. True if so.
+    pub fn reconfigure(
+        &mut self,
+        now: Timestamp,
+        control: &Arc<Control>,
+        directory: &Arc<Directory>,
+        intake: &mut impl Intake,
+    ) -> bool {
+        self.context.control = Arc::clone(control);
+        self.context.directory = Arc::clone(directory);
+        let Identity::Application(login) = &self.identity else { return false };
+        let current = control.login(&login.credential.username);
+        let current = current.filter(|current| current.credential.id == login.credential.id);
+        let reason = match current {
+            Some(current) if current.is_valid(now) => {
+                current.application.may_send(now).err().map(|denied| denied.to_string())
+            }
+            _ => Some(format!("The credential {} is not valid any more", login.credential.username)),
+        };
+        match (reason, current) {
+            (None, Some(current)) => {
+                self.identity = Identity::Application(Arc::clone(current));
+                false
+            }
+            (reason, _) => {
+                let text = reason.unwrap_or_default();
+                self.forget_transaction(intake);
+                self.identity = Identity::Nobody;
+                self.ending = Some(Reply::ours(421, EnhancedCode(4, 7, 0), &text));
+                self.stop_if_idle();
+                true
+            }
+        }
     }
 
     /// The connection is gone. What the client had not finished is forgotten; a message whose ticket is
@@ -321,8 +362,8 @@ impl Session {
             Event::ContentEnd { by_chunks } => self.content_end(now, by_chunks, intake),
             Event::Reset => self.forget_transaction(intake),
             Event::StartTls | Event::Mistake => {}
-            Event::Auth { mechanism, initial } => self.begin_auth(mechanism, initial.as_deref()),
-            Event::AuthResponse(response) => self.continue_auth(&response),
+            Event::Auth { mechanism, initial } => self.begin_auth(now, mechanism, initial.as_deref()),
+            Event::AuthResponse(response) => self.continue_auth(now, &response),
             Event::AuthCancelled => self.authentication.cancel(),
             Event::Xclient(client) => self.xclient(client),
         }
@@ -335,7 +376,7 @@ impl Session {
             let reply = refusal_of_nobody(&self.context.listener, self.context.peer.ip(), self.auth_hint());
             return self.server.refuse(&reply);
         }
-        if let Err(reply) = self.identity.allows_sender(mail.envelope.reverse_path.as_ref()) {
+        if let Err(reply) = self.identity.allows_mail(now, &mail) {
             return self.server.refuse(&reply);
         }
         match intake.begin(now, mail.size_bytes.unwrap_or(0)) {
@@ -359,11 +400,12 @@ impl Session {
     }
 
     fn recipient(&mut self, recipient: RecipientParams) {
-        let Some(acceptance) = &mut self.acceptance else { return self.lost_transaction() };
+        let Session { identity, context, acceptance, .. } = &mut *self;
+        let Some(acceptance) = acceptance else { return self.lost_transaction() };
         let reverse_path: Option<&Mailbox> = acceptance.envelope().reverse_path.as_ref();
-        match self.identity.allows_recipient(&self.context.snapshot, reverse_path, &recipient) {
-            Ok(()) => {
-                acceptance.add(recipient);
+        match identity.admit(&context.control, &context.snapshot, reverse_path, recipient) {
+            Ok(admitted) => {
+                acceptance.add(admitted);
                 self.server.accept_recipient();
             }
             Err(reply) => self.server.refuse(&reply),
@@ -380,6 +422,9 @@ impl Session {
         let Some(acceptance) = acceptance else { return };
         if server.notes().size_bytes > context.listener.limits.message_size_max_bytes {
             return acceptance.refuse(server.too_large(), intake);
+        }
+        if let Err(reply) = identity.allows_size(server.notes().size_bytes) {
+            return acceptance.refuse(reply, intake);
         }
         let origin = origin(context, server, identity, helo, reverse_name.as_deref(), client);
         acceptance.take(now, octets, (self.usual_size, self.pressure), scan, &origin, intake);
@@ -412,8 +457,8 @@ impl Session {
 
     fn xclient(&mut self, client: Xclient) {
         let login = client.login.filter(|login| !login.is_empty());
-        let account = login.as_deref().and_then(|login| self.context.snapshot.account(login)).cloned();
-        if let (Some(login), None) = (&login, &account) {
+        let identity = login.as_deref().and_then(|login| Identity::by_name(&self.context, login));
+        if let (Some(login), None) = (&login, &identity) {
             let text = format!("XCLIENT LOGIN={login}: there is no such account");
             return self.server.refuse(&Reply::ours(550, EnhancedCode(5, 7, 1), &text));
         }
@@ -427,11 +472,8 @@ impl Session {
         if let Some(helo) = client.helo {
             self.helo = helo;
         }
-        let authenticated = account.is_some();
-        self.identity = match account {
-            Some(account) => Identity::Account(account),
-            None => Identity::by_address(&self.context.listener, ip),
-        };
+        let authenticated = identity.is_some();
+        self.identity = identity.unwrap_or_else(|| Identity::by_address(&self.context.listener, ip));
         self.server.accept_xclient(authenticated);
     }
 
@@ -457,12 +499,12 @@ impl Session {
     }
 
     fn stop_if_idle(&mut self) {
-        if self.stops && self.acceptance.is_none() && self.submitted.is_none() && !self.server.is_closed() {
-            self.server.refuse_and_close(&Reply::ours(
-                421,
-                EnhancedCode(4, 3, 2),
-                "The server is about to stop; try again later",
-            ));
+        if let Some(reply) = &self.ending
+            && self.acceptance.is_none()
+            && self.submitted.is_none()
+            && !self.server.is_closed()
+        {
+            self.server.refuse_and_close(reply);
         }
     }
 

@@ -272,7 +272,25 @@ pub struct Route {
     pub connections_per_site_max: Option<usize>,
 }
 
+/// The name of the built-in route to the sandbox, on which recipients go that were accepted to be captured.
+/// It stands in no route table, and no route of a table may be called so.
+pub const CAPTURE_ROUTE: &str = "capture";
+
 impl Route {
+    /// The built-in route.
+    #[must_use]
+    pub fn capture() -> Self {
+        Route {
+            name: CAPTURE_ROUTE.into(),
+            domains: vec![DomainPattern::Any],
+            senders: Vec::new(),
+            to: Target::Sandbox,
+            tls: TlsLevel::None,
+            source: Source::default(),
+            connections_per_site_max: None,
+        }
+    }
+
     /// True if a recipient at `domain` from `reverse_path` goes this way.
     #[must_use]
     pub fn matches(&self, domain: &Domain, reverse_path: Option<&Mailbox>) -> bool {

@@ -2,6 +2,7 @@
 
 use postrider_auth::Directory;
 use postrider_model::Snapshot;
+use postrider_model::control::Control;
 use postrider_net::{CertificateStore, Guard, ServerTls};
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -9,10 +10,15 @@ use std::sync::Arc;
 /// A configuration made ready: what event loops read.
 pub(crate) struct Loadout {
     pub(crate) snapshot: Arc<Snapshot>,
+    pub(crate) control: Arc<Control>,
     /// By listener, as in the snapshot.
     pub(crate) tls: Vec<Option<ServerTls>>,
-    pub(crate) accounts: Arc<Directory>,
-    pub(crate) anyone: Arc<Directory>,
+    /// Of the configuration file.
+    accounts: Arc<Directory>,
+    /// Of both, for listeners where one must log in.
+    pub(crate) known: Arc<Directory>,
+    /// Of the control plane and anyone else, for sandbox listeners.
+    anyone: Arc<Directory>,
     pub(crate) guard: Guard,
 }
 
@@ -23,6 +29,7 @@ impl Loadout {
     /// Everything that is wrong, in sentences.
     pub(crate) fn new(
         snapshot: Arc<Snapshot>,
+        control: Arc<Control>,
         own: Vec<SocketAddr>,
         secret: [u8; 32],
     ) -> Result<Self, Vec<String>> {
@@ -50,20 +57,43 @@ impl Loadout {
             return Err(wrong);
         }
         let guard = Guard::new(own, snapshot.delivery.allowed_networks.clone());
-        Ok(Loadout {
-            tls,
-            accounts: Arc::new(accounts),
-            anyone: Arc::new(Directory::anyone()),
-            guard,
-            snapshot,
-        })
+        let accounts = Arc::new(accounts);
+        let (known, anyone) = directories(&control, &accounts, secret);
+        Ok(Loadout { tls, accounts, known, anyone, guard, snapshot, control })
+    }
+
+    /// The same with another answer to who may send what. Reads no file.
+    pub(crate) fn with_control(&self, control: Arc<Control>, secret: [u8; 32]) -> Self {
+        let (known, anyone) = directories(&control, &self.accounts, secret);
+        Loadout {
+            snapshot: self.snapshot.clone(),
+            tls: self.tls.clone(),
+            accounts: self.accounts.clone(),
+            guard: self.guard.clone(),
+            control,
+            known,
+            anyone,
+        }
     }
 
     /// Who may log in at a listener.
     pub(crate) fn directory(&self, listener: usize) -> Arc<Directory> {
         match self.snapshot.listeners.get(listener) {
             Some(listener) if listener.sandbox => self.anyone.clone(),
-            _ => self.accounts.clone(),
+            _ => self.known.clone(),
         }
     }
+}
+
+fn directories(
+    control: &Control,
+    accounts: &Directory,
+    secret: [u8; 32],
+) -> (Arc<Directory>, Arc<Directory>) {
+    let (applications, unreadable) = Directory::of_control(control, secret);
+    for error in unreadable {
+        tracing::error!(%error, "a credential of the store cannot be used");
+    }
+    let known = applications.joined(accounts);
+    (Arc::new(known), Arc::new(applications.with_anyone()))
 }

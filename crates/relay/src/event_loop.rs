@@ -330,6 +330,10 @@ impl EventLoop {
                 self.shard.reload(now, loadout.snapshot.clone());
                 self.loadout = loadout;
             }
+            Letter::Control(loadout) => {
+                self.loadout = loadout;
+                self.reconfigure_sessions(now);
+            }
             Letter::Checkpoint(reply) => {
                 // What the log called durable by now must be in it.
                 self.take_news(now);

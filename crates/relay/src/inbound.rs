@@ -154,6 +154,7 @@ impl EventLoop {
         let Some(inbound) = self.sessions.get_mut(key) else { return };
         let context = SessionContext {
             snapshot: self.loadout.snapshot.clone(),
+            control: self.loadout.control.clone(),
             listener: self.loadout.snapshot.listeners[inbound.listener].clone(),
             directory: self.loadout.directory(inbound.listener),
             ids: self.shard.cipher().clone(),
@@ -212,6 +213,21 @@ impl EventLoop {
         if let Phase::Session(session) = &mut inbound.phase {
             session.auth_verdict(now, verdict);
             self.serve(now, key);
+        }
+    }
+
+    /// Tells every session who may send what from now on.
+    pub(crate) fn reconfigure_sessions(&mut self, now: Timestamp) {
+        let keys: Vec<usize> = self.sessions.iter().map(|(key, _)| key).collect();
+        for key in keys {
+            let Some(inbound) = self.sessions.get_mut(key) else { continue };
+            if let Phase::Session(session) | Phase::StartTls(session) = &mut inbound.phase {
+                let directory = self.loadout.directory(inbound.listener);
+                if session.reconfigure(now, &self.loadout.control, &directory, &mut self.shard) {
+                    tracing::info!(client = %session, "cut off: it may not send any more");
+                    self.serve(now, key);
+                }
+            }
         }
     }
 

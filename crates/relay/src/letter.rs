@@ -28,6 +28,8 @@ pub(crate) enum Letter {
     Ask { number: u64, request: Request, reply: Reply },
     /// A new configuration.
     Reload(Arc<Loadout>),
+    /// The same configuration with a newer answer to who may send what.
+    Control(Arc<Loadout>),
     /// Write down the shard's state for a checkpoint.
     Checkpoint(Sender<Parts>),
     /// The last checkpoint counts.

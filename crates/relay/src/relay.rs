@@ -16,6 +16,7 @@ use postrider_disk::{Committer, CommitterHandle};
 use postrider_dns::{Resolver, ResolverOptions};
 use postrider_engine::operate::{Request, Response};
 use postrider_engine::{Shard, ShardConfig};
+use postrider_model::control::Control;
 use postrider_model::{IdCipher, Snapshot};
 use postrider_net::{ClientTls, listen};
 use postrider_vault::{Bounds, Sandbox};
@@ -37,6 +38,8 @@ const MEMORY_MAX_BYTES: usize = 512 << 20;
 pub struct RelayConfig {
     /// The configuration.
     pub snapshot: Arc<Snapshot>,
+    /// Who may send what, besides the accounts of the configuration.
+    pub control: Arc<Control>,
     /// Where everything is kept. It is made if it is not there.
     pub data_dir: PathBuf,
     /// Shards; 0 means one per core.
@@ -56,6 +59,7 @@ impl RelayConfig {
     pub fn new(snapshot: Arc<Snapshot>, data_dir: impl Into<PathBuf>) -> Self {
         RelayConfig {
             snapshot,
+            control: Arc::default(),
             data_dir: data_dir.into(),
             shards: 0,
             segment_size_bytes: 0,
@@ -108,6 +112,8 @@ pub struct Relay {
     addresses: Vec<(Box<str>, SocketAddr)>,
     auth_secret: [u8; 32],
     acts: AtomicU64,
+    /// Held while one change of the loadout is made from the one before.
+    changes: Mutex<()>,
     threads: Mutex<Vec<JoinHandle<()>>>,
     log: Mutex<Option<(Committer, Checkpointer)>>,
 }
@@ -118,8 +124,15 @@ impl Relay {
     /// # Errors
     /// See [`StartError`]; nothing was started then.
     pub fn start(config: RelayConfig) -> Result<Relay, StartError> {
-        let RelayConfig { snapshot, data_dir, shards, segment_size_bytes, memory_max_bytes, authorities } =
-            config;
+        let RelayConfig {
+            snapshot,
+            control,
+            data_dir,
+            shards,
+            segment_size_bytes,
+            memory_max_bytes,
+            authorities,
+        } = config;
         let memory_max_bytes = if memory_max_bytes == 0 { MEMORY_MAX_BYTES } else { memory_max_bytes };
         let in_dir = |error| StartError::DataDir { path: data_dir.clone(), error };
         make_dir(&data_dir).map_err(in_dir)?;
@@ -145,8 +158,8 @@ impl Relay {
             }
         }
         let own = addresses.iter().map(|(_, address)| *address).collect();
-        let loadout =
-            Loadout::new(snapshot.clone(), own, instance.auth_secret).map_err(StartError::Configuration)?;
+        let loadout = Loadout::new(snapshot.clone(), control, own, instance.auth_secret)
+            .map_err(StartError::Configuration)?;
         let resolver = Resolver::start(ResolverOptions {
             servers: snapshot.delivery.dns_servers.clone(),
             own_names: vec![snapshot.hostname.clone()],
@@ -222,6 +235,7 @@ impl Relay {
             addresses,
             auth_secret: instance.auth_secret,
             acts: AtomicU64::new(acts),
+            changes: Mutex::new(()),
             threads: Mutex::new(threads),
             log: Mutex::new(Some((committer, checkpointer))),
         })
@@ -298,6 +312,7 @@ impl Relay {
     /// # Errors
     /// Everything that forbids the change, in sentences; nothing has changed then.
     pub fn reload(&self, snapshot: Arc<Snapshot>) -> Result<(), Vec<String>> {
+        let _changes = self.changes.lock().unwrap_or_else(PoisonError::into_inner);
         let before = self.shared.loadout.load();
         let same = snapshot.listeners.len() == before.snapshot.listeners.len()
             && snapshot
@@ -312,12 +327,24 @@ impl Relay {
             ]);
         }
         let own = self.addresses.iter().map(|(_, address)| *address).collect();
-        let loadout = Arc::new(Loadout::new(snapshot, own, self.auth_secret)?);
+        let control = before.control.clone();
+        let loadout = Arc::new(Loadout::new(snapshot, control, own, self.auth_secret)?);
         self.shared.loadout.store(loadout.clone());
         for inbox in &self.shared.inboxes {
             inbox.send(Letter::Reload(loadout.clone()));
         }
         Ok(())
+    }
+
+    /// Puts a newer answer to who may send what in place. Sessions hear of it at once: those whose application
+    /// may not send any more are cut off.
+    pub fn set_control(&self, control: Arc<Control>) {
+        let _changes = self.changes.lock().unwrap_or_else(PoisonError::into_inner);
+        let loadout = Arc::new(self.shared.loadout.load().with_control(control, self.auth_secret));
+        self.shared.loadout.store(loadout.clone());
+        for inbox in &self.shared.inboxes {
+            inbox.send(Letter::Control(loadout.clone()));
+        }
     }
 
     /// Takes no more, ends what goes on, at the latest after `bound`, and stops.

@@ -201,6 +201,8 @@ pub struct Login {
     pub credential: Credential,
     /// The application.
     pub application: Arc<Application>,
+    /// The application's id as text, for records.
+    pub account: Box<str>,
 }
 
 /// Who may send what: immutable, whole and checked.
@@ -209,8 +211,26 @@ pub struct Control {
     mode: InstanceMode,
     tenants: BTreeMap<TenantId, Arc<Tenant>>,
     applications: BTreeMap<ApplicationId, Arc<Application>>,
+    names: BTreeMap<(TenantId, Box<str>), ApplicationId>,
     logins: BTreeMap<Box<str>, Arc<Login>>,
     keys: BTreeMap<KeyHash, Arc<ApiKey>>,
+}
+
+/// One change of the control plane. What is put replaces what has the same id.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Change {
+    /// The instance's mode.
+    Mode(InstanceMode),
+    /// Puts a tenant.
+    Tenant(Tenant),
+    /// Puts an application.
+    Application(Application),
+    /// Takes an application away, with its credentials and keys.
+    RemoveApplication(ApplicationId),
+    /// Puts a credential.
+    Credential(Credential),
+    /// Puts a key.
+    Key(ApiKey),
 }
 
 impl Control {
@@ -219,43 +239,111 @@ impl Control {
     /// # Errors
     /// Everything that does not fit together.
     pub fn new(parts: ControlParts) -> Result<Self, Violations> {
+        let changes: Vec<_> = std::iter::once(Change::Mode(parts.mode))
+            .chain(parts.tenants.into_iter().map(Change::Tenant))
+            .chain(parts.applications.into_iter().map(Change::Application))
+            .chain(parts.credentials.into_iter().map(Change::Credential))
+            .chain(parts.keys.into_iter().map(Change::Key))
+            .collect();
+        Control::default().with(&changes)
+    }
+
+    /// The parts of which it is made.
+    #[must_use]
+    pub fn parts(&self) -> ControlParts {
+        ControlParts {
+            mode: self.mode,
+            tenants: self.tenants.values().map(|tenant| Tenant::clone(tenant)).collect(),
+            applications: self.applications.values().map(|one| Application::clone(one)).collect(),
+            credentials: self.logins.values().map(|login| login.credential.clone()).collect(),
+            keys: self.keys.values().map(|key| ApiKey::clone(key)).collect(),
+        }
+    }
+
+    /// This one after changes.
+    ///
+    /// # Errors
+    /// Everything that does not fit together; a change is made whole or refused whole.
+    pub fn with(&self, changes: &[Change]) -> Result<Self, Violations> {
         let mut violations = Violations::default();
-        let mut control = Control { mode: parts.mode, ..Control::default() };
-        for tenant in parts.tenants {
-            control.tenants.insert(tenant.id, Arc::new(tenant));
-        }
-        let mut names = BTreeMap::new();
-        for application in parts.applications {
-            let (id, name) = (application.id, application.settings.name.clone());
-            if !control.tenants.contains_key(&application.tenant) {
-                violations.add("tenant", format!("application {id} belongs to no tenant"));
-            }
-            if names.insert((application.tenant, name.clone()), id).is_some() {
-                violations.add("name", format!("{name:?} is the name of two applications"));
-            }
-            control.applications.insert(id, Arc::new(application));
-        }
-        for credential in parts.credentials {
-            let Some(application) = control.applications.get(&credential.application).cloned() else {
-                violations.add("application", format!("credential {} belongs to none", credential.id));
-                continue;
-            };
-            let username = credential.username.clone();
-            let login = Arc::new(Login { credential, application });
-            if control.logins.insert(username.clone(), login).is_some() {
-                violations.add("username", format!("{username:?} stands for two credentials"));
+        let mut after = self.clone();
+        for change in changes {
+            match change {
+                Change::Mode(mode) => after.mode = *mode,
+                Change::Tenant(tenant) => {
+                    after.tenants.insert(tenant.id, Arc::new(tenant.clone()));
+                }
+                Change::Application(application) => after.put_application(application, &mut violations),
+                Change::RemoveApplication(id) => after.remove_application(*id),
+                Change::Credential(credential) => after.put_credential(credential, &mut violations),
+                Change::Key(key) => after.put_key(key, &mut violations),
             }
         }
-        for key in parts.keys {
-            if key.application.is_some_and(|id| !control.applications.contains_key(&id)) {
-                violations.add("application", format!("key {} belongs to none", key.id));
-            }
-            let id = key.id;
-            if control.keys.insert(key.hash, Arc::new(key)).is_some() {
-                violations.add("hash", format!("key {id} exists twice"));
+        violations.into_result(after)
+    }
+
+    fn put_application(&mut self, application: &Application, violations: &mut Violations) {
+        let id = application.id;
+        if !self.tenants.contains_key(&application.tenant) {
+            violations.add("tenant", format!("application {id} belongs to no tenant"));
+        }
+        let name = (application.tenant, application.settings.name.clone());
+        let before = self.applications.get(&id).map(|before| (before.tenant, before.settings.name.clone()));
+        if self.names.get(&name).is_some_and(|other| *other != id) {
+            violations
+                .add("name", format!("{:?} is the name of another application; choose another", name.1));
+            return;
+        }
+        let application = Arc::new(application.clone());
+        if let Some(before) = before {
+            self.names.remove(&before);
+            for login in self.logins.values_mut().filter(|login| login.application.id == id) {
+                let renewed = Login { application: application.clone(), ..Login::clone(login) };
+                *login = Arc::new(renewed);
             }
         }
-        violations.into_result(control)
+        self.names.insert(name, id);
+        self.applications.insert(id, application);
+    }
+
+    fn remove_application(&mut self, id: ApplicationId) {
+        if let Some(before) = self.applications.remove(&id) {
+            self.names.remove(&(before.tenant, before.settings.name.clone()));
+            self.logins.retain(|_, login| login.application.id != id);
+            self.keys.retain(|_, key| key.application != Some(id));
+        }
+    }
+
+    fn put_credential(&mut self, credential: &Credential, violations: &mut Violations) {
+        let Some(application) = self.applications.get(&credential.application).cloned() else {
+            violations.add("application", format!("credential {} belongs to none", credential.id));
+            return;
+        };
+        let username = credential.username.clone();
+        if self.logins.get(&username).is_some_and(|other| other.credential.id != credential.id) {
+            violations.add("username", format!("{username:?} stands for another credential"));
+            return;
+        }
+        let account = application.id.to_string().into();
+        let login = Login { credential: credential.clone(), application, account };
+        self.logins.insert(username, Arc::new(login));
+    }
+
+    fn put_key(&mut self, key: &ApiKey, violations: &mut Violations) {
+        if key.application.is_some_and(|id| !self.applications.contains_key(&id)) {
+            violations.add("application", format!("key {} belongs to none", key.id));
+        }
+        if self.keys.get(&key.hash).is_some_and(|other| other.id != key.id) {
+            violations.add("hash", format!("key {} exists twice", key.id));
+            return;
+        }
+        self.keys.insert(key.hash, Arc::new(key.clone()));
+    }
+
+    /// An application by its name within a tenant.
+    #[must_use]
+    pub fn application_named(&self, tenant: TenantId, name: &str) -> Option<&Arc<Application>> {
+        self.applications.get(self.names.get(&(tenant, name.into()))?)
     }
 
     /// The instance's mode.

@@ -7,8 +7,8 @@ use super::value;
 use super::{DATA_DIR_DEFAULT, Settings};
 use postrider_auth::Verifier;
 use postrider_model::snapshot::{
-    Account, AddressPattern, Cidr, Credentials, Delivery, DomainPattern, Host, Legacy, Listener, NextHop,
-    Protocol, Route, Scheme, SessionLimits, Source, Target, TlsFiles, TlsLevel,
+    Account, AddressPattern, CAPTURE_ROUTE, Cidr, Credentials, Delivery, DomainPattern, Host, Legacy,
+    Listener, NextHop, Protocol, Route, Scheme, SessionLimits, Source, Target, TlsFiles, TlsLevel,
 };
 use postrider_model::{Domain, Snapshot};
 use postrider_net::{CertificateError, CertificateStore, ClientTls};
@@ -50,7 +50,6 @@ pub(super) fn build(root: &Section, surroundings: &Surroundings, problems: &mut 
     let leaves = routes.iter().any(|route| route.to != Target::Sandbox);
     let listeners = listeners(root, &surroundings.directory, leaves, problems);
     let accounts = accounts(root, leaves, problems);
-    senders_exist(root, &listeners, &accounts, problems);
     Settings {
         snapshot: Snapshot {
             hostname,
@@ -160,7 +159,7 @@ fn listener(
         problems.warning(&section.span, what, fix);
     }
     if sandbox {
-        sandbox_is_closed(section, &name, address, leaves, problems);
+        sandbox_is_closed(section, &name, address, problems);
     }
     let mut limits =
         section.table("limits").map_or_else(SessionLimits::default, |limits| self::limits(limits, problems));
@@ -180,23 +179,13 @@ fn listener(
     })
 }
 
-/// A sandbox listener takes any credentials: it must lead nowhere but to the sandbox (design P7).
-fn sandbox_is_closed(
-    section: &Section,
-    name: &str,
-    address: Option<SocketAddr>,
-    leaves: bool,
-    problems: &mut Problems,
-) {
+/// A sandbox listener takes any credentials: nobody but this machine may reach it (design P7). What it takes is
+/// captured, whatever the routes say.
+fn sandbox_is_closed(section: &Section, name: &str, address: Option<SocketAddr>, problems: &mut Problems) {
     let span = section.span_of("sandbox");
     if address.is_some_and(|address| !address.ip().is_loopback()) {
         let what = format!("listener {name:?} takes any credentials and is not on loopback");
         problems.error(span, what, "use 127.0.0.1 or [::1], or remove sandbox = true");
-    }
-    if leaves {
-        let what = format!("listener {name:?} takes any credentials, and a route leads out of the sandbox");
-        let fix = "remove sandbox = true and add an [[account]] or legacy = { clients = […], from = […] }";
-        problems.error(span, what, fix);
     }
 }
 
@@ -321,25 +310,15 @@ fn accounts(root: &Section, leaves: bool, problems: &mut Problems) -> Vec<Arc<Ac
     accounts
 }
 
-/// Warns if AUTH is asked for and nobody has an account.
-fn senders_exist(
-    root: &Section,
-    listeners: &[Arc<Listener>],
-    accounts: &[Arc<Account>],
-    problems: &mut Problems,
-) {
-    let needs_accounts = listeners
-        .iter()
-        .any(|listener| !listener.sandbox && listener.legacy.is_none() && listener.tls.is_some());
-    if needs_accounts && accounts.is_empty() && root.item("account").is_none() {
-        let what = "there is no [[account]], so that nobody can log in";
-        problems.warning(&root.span, what, "add one with name, password (`postrider password`) and from");
-    }
-}
-
 fn routes(root: &Section, problems: &mut Problems) -> Vec<Arc<Route>> {
     let sections = root.tables("route");
     unique(sections, "name", problems);
+    for section in sections {
+        if let Some((CAPTURE_ROUTE, span)) = section.text("name") {
+            let what = format!("{CAPTURE_ROUTE:?} is the name of the built-in route to the sandbox");
+            problems.error(span, what, "choose another name");
+        }
+    }
     if sections.is_empty() {
         return vec![Arc::new(Route {
             name: "sandbox".into(),

@@ -1,7 +1,7 @@
 //! Values as people write them: lengths of time, sizes, URLs of hosts.
 
+use postrider_model::Domain;
 use postrider_model::snapshot::{AddressPattern, Credentials, DomainPattern, Host, NextHop, Scheme};
-use postrider_model::{Domain, Mailbox};
 use std::fmt::Write as _;
 use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;

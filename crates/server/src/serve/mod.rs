@@ -64,6 +64,7 @@ pub(crate) fn run(place: &Place, args: &ServeArgs) -> Result<u8> {
     let allowed = raise_descriptor_limit();
     let relay = match Relay::start(RelayConfig {
         snapshot: Arc::new(settings.snapshot.clone()),
+        control: Arc::default(),
         data_dir: settings.data_dir.clone(),
         shards: settings.shards,
         segment_size_bytes: settings.segment_size_bytes,

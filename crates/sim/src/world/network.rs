@@ -23,6 +23,7 @@ impl World {
         let id = self.ids;
         let shard = u16::try_from(self.dice.below(u64::from(SHARDS))).unwrap_or(0);
         let session = Session::new(SessionContext {
+            control: Arc::default(),
             snapshot: self.snapshot.clone(),
             listener: self.snapshot.listeners[0].clone(),
             directory: Arc::new(Directory::anyone()),
