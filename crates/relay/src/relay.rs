@@ -259,6 +259,12 @@ impl Relay {
         self.clock
     }
 
+    /// Who may send what, as of now.
+    #[must_use]
+    pub fn control(&self) -> Arc<Control> {
+        self.shared.loadout.load().control.clone()
+    }
+
     /// Sessions open now.
     #[must_use]
     pub fn sessions(&self) -> usize {

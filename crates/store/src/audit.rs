@@ -168,18 +168,21 @@ pub(crate) fn append(
     Ok(entry)
 }
 
-/// Entries before a place, the newest first; those of one target if it is given.
+/// Entries before a place, the newest first; those of one target or tenant if it is given.
 pub(crate) fn page(
     session: &mut dyn Session,
     before: Option<u64>,
     target: Option<&str>,
+    tenant: Option<TenantId>,
     limit: usize,
 ) -> Result<AuditPage, StoreError> {
     let sql = format!(
-        "SELECT {COLUMNS} FROM audit WHERE seq < ?1 AND (?2 IS NULL OR target = ?2) ORDER BY seq DESC LIMIT ?3"
+        "SELECT {COLUMNS} FROM audit WHERE seq < ?1 AND (?2 IS NULL OR target = ?2) \
+         AND (?3 IS NULL OR tenant = ?3) ORDER BY seq DESC LIMIT ?4"
     );
     let before = before.and_then(|before| i64::try_from(before).ok()).unwrap_or(i64::MAX);
-    let values = [Value::Int(before), target.into(), (limit as u64 + 1).into()];
+    let tenant = tenant.map(|tenant| tenant.to_string());
+    let values = [Value::Int(before), target.into(), tenant.into(), (limit as u64 + 1).into()];
     let mut rows = session.query(&sql, &values)?;
     let mut items = rows.iter_mut().map(recorded).collect::<Result<Vec<_>, _>>()?;
     let more = items.len() > limit;

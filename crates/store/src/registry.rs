@@ -149,9 +149,15 @@ impl Registry {
         })
     }
 
-    /// Entries of the audit log before a place, the newest first.
-    pub fn audit(&self, before: Option<u64>, target: Option<String>, limit: usize) -> Answer<AuditPage> {
-        self.read(move |session| audit::page(session, before, target.as_deref(), limit))
+    /// Entries of the audit log before a place, the newest first; those of one target or tenant if it is named.
+    pub fn audit(
+        &self,
+        before: Option<u64>,
+        target: Option<String>,
+        tenant: Option<TenantId>,
+        limit: usize,
+    ) -> Answer<AuditPage> {
+        self.read(move |session| audit::page(session, before, target.as_deref(), tenant, limit))
     }
 
     /// Reads the whole audit log and compares it with its anchors.

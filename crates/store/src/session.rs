@@ -78,7 +78,7 @@ impl Row {
         match self.next()? {
             Value::Null => Ok(None),
             Value::Int(number) => Ok(u64::try_from(number).ok()),
-            other => Err(StoreError::Damaged(format!("{other:?} is no number"))),
+            other @ Value::Text(_) => Err(StoreError::Damaged(format!("{other:?} is no number"))),
         }
     }
 
@@ -93,7 +93,7 @@ impl Row {
         match self.next()? {
             Value::Null => Ok(None),
             Value::Text(text) => Ok(Some(text)),
-            other => Err(StoreError::Damaged(format!("{other:?} is no text"))),
+            other @ Value::Int(_) => Err(StoreError::Damaged(format!("{other:?} is no text"))),
         }
     }
 

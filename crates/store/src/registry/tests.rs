@@ -97,7 +97,7 @@ fn an_invalid_change_is_refused_whole() {
     });
     assert!(matches!(refused.wait(), Err(StoreError::Refused(_))));
     assert_eq!(registry.current().parts(), before);
-    assert_eq!(registry.audit(None, None, 10).wait().unwrap().items.len(), 2, "tenant and shop");
+    assert_eq!(registry.audit(None, None, None, 10).wait().unwrap().items.len(), 2, "tenant and shop");
 }
 
 #[test]
@@ -138,9 +138,9 @@ fn an_audit_log_that_was_touched_is_found_out() {
     create(&registry, 3, "erp").unwrap();
     let report = registry.verify_audit().wait().unwrap();
     assert_eq!((report.intact, report.entries, report.anchors), (true, 4, 2), "{report:?}");
-    let page = registry.audit(None, None, 3).wait().unwrap();
+    let page = registry.audit(None, None, None, 3).wait().unwrap();
     assert_eq!((page.items[0].seq, page.items.len(), page.next), (4, 3, Some(2)));
-    let rest = registry.audit(page.next, None, 3).wait().unwrap();
+    let rest = registry.audit(page.next, None, None, 3).wait().unwrap();
     assert_eq!((rest.items[0].seq, rest.next), (1, None));
     drop(registry);
 
