@@ -173,7 +173,8 @@ fn no_open_relay_can_be_configured() {
     let sandbox = "[[listener]]\naddress = \"192.0.2.1:25\"\nsandbox = true\n";
     check_problem(sandbox, &["3:11", "not on loopback"]);
     let sandbox = "[[listener]]\naddress = \"127.0.0.1:25\"\nsandbox = true\n[[route]]\nto = \"mx\"\n";
-    check_problem(sandbox, &["3:11", "a route leads out"]);
+    // What it takes is captured, whatever the routes say.
+    accepted(sandbox);
 }
 
 #[test]
