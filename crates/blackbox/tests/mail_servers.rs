@@ -147,7 +147,12 @@ fn exchangers_are_found_by_real_names() {
         assert_eq!(queued["state"], "ready", "{queued:#}");
         let said = relay.command(&["explain", &format!("bob@{domain}")]).must_succeed("explain").text;
         assert!(said.contains(why), "{said}");
+        // The list tells it too, once there is an answer.
+        let reply = queued["last_reply"].to_string();
+        assert!(reply.contains(why) || domain == "silent.test", "{queued:#}");
     }
+    let listed = relay.command(&["queue", "list", "--reply", "SERVFAIL"]).must_succeed("queue list").text;
+    assert!(listed.contains("bob@broken.test") && !listed.contains("bob@silent.test"), "{listed}");
     assert!(postfix.received(b"Subject: broken.test").is_empty());
 }
 

@@ -3,10 +3,12 @@
 use crate::lanes::Lane;
 use crate::operate::{Explanation, LaneView, RecipientView, Totals};
 use crate::operator::State;
+use crate::replies::{ReplyRef, Said};
 use crate::shard::Shard;
 use postrider_model::Domain;
 use postrider_model::snapshot::Target;
 use postrider_queue::{DomainId, LaneId, Limit, RecipientSlot, Waiting};
+use std::sync::Arc;
 
 impl Shard {
     pub(crate) fn explain_domain(&self, domain: &Domain) -> Explanation {
@@ -94,6 +96,19 @@ impl Shard {
                 })
                 .collect();
         }
+    }
+
+    /// The last that was said about a recipient: to itself, or else to its domain or lane, where a look-up or a
+    /// connection fails before anything is tried for single recipients.
+    pub(crate) fn said_last(&self, recipient: RecipientSlot) -> Option<&Arc<Said>> {
+        let own = self.queue.recipient(recipient).and_then(|entry| self.replies.get(ReplyRef(entry.reply)));
+        own.or_else(|| match self.queue.why(recipient)? {
+            Waiting::DnsBackoff { reply, .. } => self.replies.get(ReplyRef(reply)),
+            Waiting::Lane { lane, limit: Limit::Backoff, .. } => {
+                self.replies.get(ReplyRef(self.queue.lane(lane).reply))
+            }
+            _ => None,
+        })
     }
 
     fn because(&self, waiting: Waiting) -> Vec<String> {

@@ -155,7 +155,7 @@ pub struct RecipientView {
     pub attempts: u16,
     /// When it is due next.
     pub due: Timestamp,
-    /// What was said last.
+    /// What was said last: to an attempt for it, or to a look-up or connection that all for its domain wait for.
     pub last_reply: Option<Reply>,
     /// Who said so.
     pub last_peer: Option<Box<str>>,

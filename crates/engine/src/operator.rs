@@ -630,7 +630,7 @@ impl Shard {
     fn view(&self, recipient: RecipientSlot, record: &record::Message) -> Option<RecipientView> {
         let entry = self.queue.recipient(recipient)?;
         let params = record.recipients.get(usize::from(entry.ordinal))?;
-        let said = self.replies.get(ReplyRef(entry.reply));
+        let said = self.said_last(recipient);
         let route = self.route_name(entry.domain);
         Some(RecipientView {
             order: (record.number.0, entry.ordinal),
@@ -649,7 +649,7 @@ impl Shard {
             due: entry.due,
             last_reply: said.map(|said| said.reply.clone()),
             last_peer: said.filter(|said| !said.peer.is_empty()).map(|said| said.peer.clone()),
-            in_doubt: said.is_some_and(|said| said.in_doubt),
+            in_doubt: self.replies.get(ReplyRef(entry.reply)).is_some_and(|said| said.in_doubt),
         })
     }
 
@@ -750,8 +750,7 @@ impl Quick {
             return false;
         }
         let Some(entry) = shard.queue.recipient(recipient) else { return false };
-        let said =
-            || shard.replies.get(ReplyRef(entry.reply)).map(|said| said.reply.to_string().to_lowercase());
+        let said = || shard.said_last(recipient).map(|said| said.reply.to_string().to_lowercase());
         self.domain
             .as_deref()
             .is_none_or(|pattern| name_matches(pattern, shard.queue.domain(entry.domain).name))
