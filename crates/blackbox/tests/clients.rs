@@ -282,3 +282,37 @@ fn our_own_client_sends_to_the_sandbox() {
     sent.must_succeed("postrider send");
     assert!(sandbox.captured("by hand").contains("bob@example.net"));
 }
+
+#[test]
+fn who_speaks_before_the_greeting_is_turned_away_where_it_is_delayed() {
+    let site = Site::new();
+    let address = site.free(1);
+    let relay = Relay::start(
+        &site,
+        &format!(
+            "[[listener]]\naddress = \"{address}\"\nsandbox = true\n[[listener]]\naddress = \"{}\"\n\
+             limits = {{ greet_delay = \"1s\" }}\nlegacy = {{ clients = [\"192.0.2.1\"], from = [\"*\"] }}\n\
+             [[route]]\nto = [\"sandbox\"]\n",
+            site.free(2)
+        ),
+    );
+    let listeners = relay.log();
+    let delayed =
+        listeners.split([' ', '"', '[', ']', ',']).find(|word| word.starts_with(&site.ip(2).to_string()));
+    let delayed: SocketAddr = delayed.unwrap().parse().unwrap();
+    // The patient one's octets come after its greeting; the hasty one's a while after the connection.
+    let talk = |first: &[u8]| {
+        use std::io::{Read, Write};
+        let began = std::time::Instant::now();
+        let mut stream = std::net::TcpStream::connect(delayed).unwrap();
+        std::thread::sleep(Duration::from_millis(200));
+        stream.write_all(first).unwrap();
+        let mut said = [0; 512];
+        let count = stream.read(&mut said).unwrap();
+        (String::from_utf8_lossy(&said[..count]).into_owned(), began.elapsed())
+    };
+    let (patient, after) = talk(b"");
+    assert!(patient.starts_with("220 ") && after >= Duration::from_secs(1), "{patient} {after:?}");
+    let (hasty, _) = talk(b"EHLO spam.example\r\n");
+    assert!(hasty.starts_with("554 5.5.0 "), "{hasty}");
+}

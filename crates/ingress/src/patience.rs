@@ -22,11 +22,13 @@ pub(crate) struct Patience {
 }
 
 impl Patience {
-    pub(crate) fn new(now: Timestamp) -> Self {
-        Patience { began: now, progress: now, content: now, window: None, replies_at: None }
+    /// Begins with the greeting, which is held back for a while.
+    pub(crate) fn new(now: Timestamp, greet_delay: Duration) -> Self {
+        let replies_at = (!greet_delay.is_zero()).then(|| now + greet_delay);
+        Patience { began: now, progress: now, content: now, window: None, replies_at }
     }
 
-    /// Replies are held back: the client makes too many errors.
+    /// Replies are held back: the client makes too many errors, or shall show whether it waits for the greeting.
     pub(crate) fn delays_replies(&self) -> bool {
         self.replies_at.is_some()
     }

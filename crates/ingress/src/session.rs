@@ -17,6 +17,7 @@ use postrider_spool::Ticket;
 use std::fmt;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
+use std::time::Duration;
 
 /// What TLS agreed on, for the trace field.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -153,10 +154,13 @@ impl Session {
     #[must_use]
     pub fn new(context: SessionContext) -> Self {
         let server = Server::new(context.offer());
+        let identity = Identity::by_address(&context.listener, context.peer.ip());
+        let is_known = !matches!(identity, Identity::Nobody);
+        let greet_delay = if is_known { Duration::ZERO } else { context.listener.limits.greet_delay };
         Session {
-            identity: Identity::by_address(&context.listener, context.peer.ip()),
+            identity,
             client: context.peer.ip().to_canonical().to_string().into(),
-            patience: Patience::new(context.now),
+            patience: Patience::new(context.now, greet_delay),
             server,
             context,
             authentication: Authentication::default(),

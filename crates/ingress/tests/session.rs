@@ -298,6 +298,41 @@ fn the_mock_engine_forgets_what_is_abandoned() {
     assert!(engine.chunks.is_empty());
 }
 
+/// A session whose client is kept waiting for its greeting.
+fn kept_waiting() -> Client {
+    let (mut context, engine) = example(NOW);
+    let mut listener = (*context.listener).clone();
+    listener.limits.greet_delay = Duration::from_secs(6);
+    listener.legacy = None;
+    context.listener = listener.into();
+    Client { session: Session::new(context), engine, now: NOW, input: Vec::new() }
+}
+
+#[test]
+fn a_stranger_waits_for_its_greeting_and_is_turned_away_if_it_does_not() {
+    let mut patient = kept_waiting();
+    assert_eq!((patient.replies(), patient.session.wants()), (String::new(), Wants::Blocked));
+    assert_eq!(patient.session.deadline(), Some(NOW + Duration::from_secs(6)));
+    assert_eq!(patient.wait(Duration::from_secs(5)), "");
+    patient.now = NOW + Duration::from_secs(6);
+    patient.session.timeout(patient.now, &mut patient.engine);
+    assert!(patient.session.is_new());
+    assert!(patient.replies().starts_with("220 mx.example.net ESMTP"));
+    assert!(patient.say("EHLO c\r\n").contains("250-"));
+
+    let mut hasty = kept_waiting();
+    hasty.input = b"EHLO c\r\n".to_vec();
+    assert_eq!(hasty.wait(Duration::from_secs(6)), "554 5.5.0 Wait for the greeting before you speak\r\n");
+    assert_eq!(hasty.session.wants(), Wants::Close);
+
+    let named = Client::with(|context| {
+        let mut listener = (*context.listener).clone();
+        listener.limits.greet_delay = Duration::from_secs(6);
+        context.listener = listener.into();
+    });
+    assert_eq!(named.session.wants(), Wants::Read, "a client that is named is greeted at once");
+}
+
 #[test]
 fn under_pressure_content_goes_to_the_log_in_small_chunks() {
     let mut client = Client::new();

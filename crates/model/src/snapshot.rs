@@ -118,6 +118,9 @@ pub struct SessionLimits {
     pub data_rate_min_bytes_per_s: u64,
     /// Delay of each reply after `errors_soft_max` errors.
     pub tarpit: Duration,
+    /// Delay of the greeting for clients that [`Legacy`] does not name. Whoever speaks before it is no client of
+    /// SMTP and is turned away.
+    pub greet_delay: Duration,
 }
 
 impl Default for SessionLimits {
@@ -138,6 +141,7 @@ impl Default for SessionLimits {
             session_timeout: Duration::from_secs(24 * 3600),
             data_rate_min_bytes_per_s: 64,
             tarpit: Duration::from_secs(1),
+            greet_delay: Duration::ZERO,
         }
     }
 }

@@ -292,6 +292,7 @@ fn limits(section: &Section, problems: &mut Problems) -> SessionLimits {
         session_timeout: duration("session_timeout", defaults.session_timeout),
         data_rate_min_bytes_per_s: section.number("data_rate").unwrap_or(defaults.data_rate_min_bytes_per_s),
         tarpit: duration("tarpit", defaults.tarpit),
+        greet_delay: duration("greet_delay", defaults.greet_delay),
     }
 }
 

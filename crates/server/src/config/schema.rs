@@ -260,6 +260,14 @@ pub static LIMITS: Table = Table {
         key("errors", number(1, 1_000_000), "20", "Errors before the session ends."),
         key("tarpit", duration(0, 60), "\"1s\"", "Delay of each reply once errors are many."),
         key(
+            "greet_delay",
+            duration(0, 60),
+            "\"0s\"",
+            "Delay of the greeting for clients that `legacy` does not name. Programs that send spam speak before \
+             they are greeted and are turned away; \"6s\" suits port 25 open to the world. Without a delay only \
+             those are caught whose words are there at once.",
+        ),
+        key(
             "command_line",
             size(512, 1 << 20),
             "\"12 KiB\"",
