@@ -1,10 +1,29 @@
-//! The HTTP API of a running relay, on a Unix socket whose file permissions are its lock.
+//! The HTTP API of a running relay: for applications on a TCP listener, each request under an API key; for
+//! operators on a Unix socket whose file permissions are its lock.
 //!
-//! **For:** operators and programs on the same machine: the queue, why something waits, the sandbox, metrics
-//! and health, as JSON under `/v1`; and [`Client`], with which the command line asks.
-//! **Promises:** every refusal is an RFC 9457 problem that says what to do; lists come in pages; an order
-//! without a filter acts on nobody; a relay that is busy makes a request fail in time, not hang.
-//! **Never:** a decision about mail. What is asked goes through [`Relay`] to the shards as it is.
+//! **For:** applications that send mail and ask what became of it; operators and programs on the same machine:
+//! the queue, why something waits, the sandbox, metrics and health, as JSON under `/v1`; and [`Client`], with
+//! which the command line asks.
+//! **Promises:** a message is answered with its id only after it is durable (P1); every refusal is an RFC 9457
+//! problem that says what to do and names each field that is wrong; an application sees its own mail only;
+//! lists come in pages; an order without a filter acts on nobody; a relay that is busy makes a request fail in
+//! time, not hang; what a client can make us keep in memory is bounded.
+//! **Never:** a decision about mail. What is asked goes through [`Relay`] to the shards as it is, and who may
+//! send as whom is decided where the message is taken.
+//!
+//! Routes for applications ([`start_http`]):
+//!
+//! | route | |
+//! |---|---|
+//! | `POST /v1/emails` | sends one message |
+//! | `POST /v1/emails/batch` | sends up to 1,000, each answered by itself |
+//! | `GET /v1/emails/{id}` | what is known of it |
+//! | `PATCH /v1/emails/{id}` | another `scheduled_at` |
+//! | `POST /v1/emails/{id}/cancel`, `…/retry` | acts on what of it waits |
+//! | `GET /v1/sandbox/messages` | what was captured of this application; `…/{id}`, `…/{id}/content` |
+//! | `GET /healthz`, `/readyz` | without a key |
+//!
+//! Routes of the socket ([`start`]):
 //!
 //! | route | |
 //! |---|---|
@@ -28,15 +47,22 @@
 //! # Ok::<(), ClientError>(())
 //! ```
 
+mod caller;
 mod client;
+mod emails;
+mod http;
 mod metrics;
 mod port;
 mod problem;
+mod public;
 mod queue;
 mod sandbox;
 mod server;
+mod submitter;
 
+pub use caller::{Caller, Keys};
 pub use client::{Client, ClientError, query};
+pub use http::{HttpOptions, start_http};
 pub use port::{Captured, Health, ListenerView, Relay, SpoolView, Unavailable, Wanted};
 pub use queue::Order;
 pub use server::{BindError, Server, bind, start};

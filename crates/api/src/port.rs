@@ -1,12 +1,20 @@
 //! What the API needs of a relay.
 
 use postrider_engine::operate::{Request, Response};
+use postrider_ingress::{Answers, Submission};
 use postrider_model::Timestamp;
 use serde::{Deserialize, Serialize};
 use std::fmt;
 
 /// A running relay, as the API asks it.
 pub trait Relay: Clone + Send + Sync + 'static {
+    /// Hands messages over; each is answered under its tag once it is durable or refused, several at once, on
+    /// any thread.
+    fn submit(&self, messages: Vec<Submission>, answers: &Answers);
+
+    /// Its time.
+    fn now(&self) -> Timestamp;
+
     /// Asks every shard and merges what they answer.
     fn ask(&self, request: Request) -> impl Future<Output = Result<Response, Unavailable>> + Send;
 
@@ -67,6 +75,9 @@ pub struct Wanted {
     pub limit: Option<usize>,
     /// Goes on after this id, the last of the page before.
     pub after: Option<String>,
+    /// Of this application only; nothing that a query can say.
+    #[serde(skip)]
+    pub account: Option<String>,
 }
 
 /// A message that a sandbox route kept.
@@ -76,6 +87,8 @@ pub struct Captured {
     pub id: String,
     /// When it was accepted.
     pub accepted_at: Timestamp,
+    /// The application, account or listener that brought it; empty for what was kept before this was noted.
+    pub account: String,
     /// The reverse-path; empty for `<>`.
     pub sender: String,
     /// Recipients for whom it was kept.
@@ -138,6 +151,8 @@ pub struct Health {
     pub shards: usize,
     /// Where it listens, with the real port.
     pub listeners: Vec<ListenerView>,
+    /// Where HTTP is served, with the real port.
+    pub http: Option<String>,
     /// Names of the routes, in order.
     pub routes: Vec<String>,
 }

@@ -22,7 +22,11 @@ pub(crate) async fn list<R: Relay>(
     State(relay): State<R>,
     query: Result<Query<Wanted>, QueryRejection>,
 ) -> Result<Json<Value>, Problem> {
-    let Query(mut wanted) = query.map_err(|error| Problem::bad_request(error.body_text()))?;
+    let Query(wanted) = query.map_err(|error| Problem::bad_request(error.body_text()))?;
+    page(&relay, wanted).await
+}
+
+pub(crate) async fn page<R: Relay>(relay: &R, mut wanted: Wanted) -> Result<Json<Value>, Problem> {
     let limit = wanted.limit.unwrap_or(PAGE_DEFAULT).clamp(1, PAGE_MAX);
     wanted.limit = Some(limit + 1);
     let mut items = relay.captured(wanted).await?;

@@ -86,10 +86,14 @@ pub fn start<R: Relay>(listener: UnixListener, relay: R) -> io::Result<Server> {
         }
         runtime.shutdown_timeout(Duration::ZERO);
     })?;
-    Ok(Server { stop: Some(stop), thread: Some(thread) })
+    Ok(Server::new(stop, thread))
 }
 
 impl Server {
+    pub(crate) fn new(stop: oneshot::Sender<()>, thread: JoinHandle<()>) -> Self {
+        Server { stop: Some(stop), thread: Some(thread) }
+    }
+
     /// Takes no new requests, waits a little for the open ones, and ends.
     pub fn stop(mut self) {
         self.end();

@@ -7,7 +7,8 @@ use postrider_api::{
 use postrider_engine::operate::{
     Act, ActView, Explanation, Filter, LaneView, RecipientView, Request, Response, Totals,
 };
-use postrider_model::{Class, IdCipher, MessageNo, Terminal, Timestamp};
+use postrider_ingress::{Answers, Settled, Submission};
+use postrider_model::{Class, EnhancedCode, IdCipher, MessageNo, Reply, Terminal, Timestamp};
 use serde_json::json;
 use std::os::unix::fs::PermissionsExt;
 use std::sync::{Arc, Mutex};
@@ -93,6 +94,18 @@ impl Fake {
 }
 
 impl Relay for Fake {
+    fn submit(&self, messages: Vec<Submission>, answers: &Answers) {
+        let refused = |message: Submission| Settled {
+            tag: message.tag,
+            result: Err(Reply::ours(451, EnhancedCode(4, 3, 2), "This relay takes nothing")),
+        };
+        answers(messages.into_iter().map(refused).collect());
+    }
+
+    fn now(&self) -> Timestamp {
+        Timestamp::from_secs(1_000_000)
+    }
+
     async fn ask(&self, request: Request) -> Result<Response, Unavailable> {
         if self.dead {
             return Err(Unavailable("the relay stops".into()));
@@ -142,6 +155,7 @@ impl Relay for Fake {
                 tls: false,
                 sandbox: true,
             }],
+            http: None,
             routes: vec!["sandbox".into()],
         }
     }
@@ -279,6 +293,7 @@ fn the_sandbox_is_listed_read_and_emptied() {
     let message = |number: usize| Captured {
         id: format!("msg_{number}"),
         accepted_at: Timestamp::from_secs(1),
+        account: String::new(),
         sender: "a@example.com".into(),
         recipients: vec!["b@example.net".into()],
         from: "Ada <a@example.com>".into(),

@@ -207,6 +207,7 @@ fn message(number: u64, words: &[&str]) -> Transaction {
         chunks: 0,
         held: false,
         sent_at_once: false,
+        due: None,
         report: None,
     };
     let (mut pieces, mut marked, mut notify, mut orcpt) = (Vec::new(), true, None, None);

@@ -367,6 +367,7 @@ fn message(number: u64, dice: &mut Dice, temper: Temper) -> (Transaction, Vec<u8
         chunks: 0,
         held: false,
         sent_at_once: false,
+        due: None,
         report: None,
     };
     let transaction = Transaction {

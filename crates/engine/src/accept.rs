@@ -81,6 +81,7 @@ impl Shard {
     fn leaves_at_once(&self, message: &record::Message) -> bool {
         let from = message.envelope.reverse_path.as_ref();
         !message.held
+            && message.due.is_none()
             && !self.health.broken
             && message.recipients.iter().all(|recipient| {
                 let domain = recipient.mailbox.domain();

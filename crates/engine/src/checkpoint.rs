@@ -523,6 +523,7 @@ mod tests {
             chunks,
             held: false,
             sent_at_once: false,
+            due: None,
             report: None,
         }
     }

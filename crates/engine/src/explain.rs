@@ -51,7 +51,11 @@ impl Shard {
         let entry = self.queue.recipient(recipient);
         let mut explanation = Explanation {
             subject: view.recipient.to_string(),
-            because: self.queue.why(recipient).map(|waiting| self.because(waiting)).unwrap_or_default(),
+            because: self
+                .queue
+                .why(recipient)
+                .map(|waiting| self.because(waiting, entry.as_ref().map_or(0, |entry| entry.attempts)))
+                .unwrap_or_default(),
             recipient: Some(view),
             route: None,
             lane: None,
@@ -111,13 +115,14 @@ impl Shard {
         })
     }
 
-    fn because(&self, waiting: Waiting) -> Vec<String> {
+    fn because(&self, waiting: Waiting, attempts: u16) -> Vec<String> {
         let said = |reply: u32| match self.replies.get(crate::replies::ReplyRef(reply)) {
             Some(said) => format!(" The last answer was: {}", said.reply),
             None => String::new(),
         };
         vec![match waiting {
             Waiting::Held => "It is held until `postrider queue release`.".to_owned(),
+            Waiting::Due(due) if attempts == 0 => format!("It is scheduled for {due}."),
             Waiting::Due(due) => format!("Its last attempt failed; the next one is due at {due}."),
             Waiting::Dns => "The site of its domain is being looked up.".to_owned(),
             Waiting::DnsBackoff { until, failures, reply } => format!(

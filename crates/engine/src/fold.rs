@@ -149,7 +149,7 @@ impl Shard {
             domain,
             flow,
             class: message.class,
-            due: now,
+            due: message.due.unwrap_or(now),
             expires: Some(message.expires_at),
             warn,
             attempts: 0,

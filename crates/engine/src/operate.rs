@@ -24,7 +24,7 @@ pub struct Filter {
     pub older_than_s: Option<u64>,
     /// Part of the last reply, compared without case.
     pub reply: Option<String>,
-    /// In this state: `ready`, `deferred`, `held`, `sending`.
+    /// In this state: `ready`, `scheduled`, `deferred`, `held`, `sending`.
     pub state: Option<String>,
 }
 
@@ -47,6 +47,11 @@ pub enum Act {
     Move {
         /// The route's name.
         route: String,
+    },
+    /// Due at this time, whatever their schedule.
+    Schedule {
+        /// Microseconds since the Unix epoch.
+        at_us: u64,
     },
     /// A standing rule: matching recipients, also those that come later, wait until it is resumed.
     Suspend {
@@ -133,7 +138,7 @@ pub struct RecipientView {
     pub id: RecipientId,
     /// `msg_…`
     pub message: MessageId,
-    /// `ready`, `deferred`, `held` or `sending`.
+    /// `ready`, `scheduled` (its first attempt is still to come), `deferred`, `held` or `sending`.
     pub state: &'static str,
     /// The address.
     pub recipient: Mailbox,

@@ -465,7 +465,9 @@ impl Shard {
         if let Some(state) = filter.state.as_deref()
             && !State::ALL.iter().any(|known| known.name() == state)
         {
-            return Err(format!("{state} is no state; there are ready, deferred, held and sending"));
+            return Err(format!(
+                "{state} is no state; there are ready, scheduled, deferred, held and sending"
+            ));
         }
         if let Act::Move { route } = act
             && route != CAPTURE_ROUTE
@@ -504,7 +506,7 @@ impl Shard {
                 record.recipients.get(usize::from(ordinal)).is_some_and(|recipient| recipient.captured);
             // What is being sent cannot be called back; its outcome will tell.
             let applies = match (act, state) {
-                (_, State::Sending) | (Act::Hold | Act::Retry, State::Held) => false,
+                (_, State::Sending) | (Act::Hold | Act::Retry | Act::Schedule { .. }, State::Held) => false,
                 (Act::Release, state) => state == State::Held,
                 // What was accepted for the sandbox has no other way.
                 (Act::Move { .. }, _) if captured => false,
@@ -521,6 +523,7 @@ impl Shard {
             Act::Hold => ChangeTo::Held,
             Act::Release => ChangeTo::Released,
             Act::Retry => ChangeTo::Due(now),
+            Act::Schedule { at_us } => ChangeTo::Due(Timestamp::from_micros(*at_us)),
             Act::Move { route } => ChangeTo::Route(route.as_str().into()),
             Act::Cancel { notify } => {
                 let reply = Reply::ours(554, EnhancedCode(5, 7, 0), "Cancelled by the operator");
@@ -685,17 +688,19 @@ impl Shard {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum State {
     Ready,
+    Scheduled,
     Deferred,
     Held,
     Sending,
 }
 
 impl State {
-    const ALL: [State; 4] = [State::Ready, State::Deferred, State::Held, State::Sending];
+    const ALL: [State; 5] = [State::Ready, State::Scheduled, State::Deferred, State::Held, State::Sending];
 
     pub(crate) fn name(self) -> &'static str {
         match self {
             State::Ready => "ready",
+            State::Scheduled => "scheduled",
             State::Deferred => "deferred",
             State::Held => "held",
             State::Sending => "sending",
@@ -707,6 +712,9 @@ impl Shard {
     pub(crate) fn state(&self, recipient: RecipientSlot) -> Option<State> {
         Some(match self.queue.why(recipient)? {
             Waiting::Held => State::Held,
+            Waiting::Due(_) if self.queue.recipient(recipient).is_some_and(|entry| entry.attempts == 0) => {
+                State::Scheduled
+            }
             Waiting::Due(_) => State::Deferred,
             Waiting::Outcome(_) | Waiting::Verdict => State::Sending,
             Waiting::Dns

@@ -126,7 +126,7 @@ impl Shard {
             None => true,
         };
         let answerable = record.envelope.reverse_path.is_some() && record.report.is_none();
-        (wanted && answerable && !after.is_zero()).then(|| record.accepted_at + after)
+        (wanted && answerable && !after.is_zero()).then(|| record.due.unwrap_or(record.accepted_at) + after)
     }
 
     /// Goes on with a report, or reads what it lacks first.
@@ -328,6 +328,7 @@ impl Shard {
             chunks: 0,
             held: false,
             sent_at_once: false,
+            due: None,
             report: Some(Report {
                 of: record.number,
                 kind,

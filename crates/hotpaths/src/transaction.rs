@@ -113,6 +113,7 @@ fn engine(recipients: usize, encoding: Encoding) -> Engine {
         chunks: 0,
         held: false,
         sent_at_once: false,
+        due: None,
         report: None,
     };
     Engine { message: Arc::new(message), content, next: 0, settled: 0 }

@@ -74,6 +74,9 @@ pub(crate) struct Acceptance {
     recipients: Vec<RecipientParams>,
     /// Whom the client named, where the one recipient stands for them.
     redirected: Vec<Mailbox>,
+    class: Class,
+    /// It does not leave before.
+    due: Option<Timestamp>,
     buffer: Vec<u8>,
     /// Octets of the buffer that the header scan has seen.
     scanned: usize,
@@ -91,6 +94,8 @@ impl Acceptance {
             declared_size,
             recipients: Vec::new(),
             redirected: Vec::new(),
+            class: Class::default(),
+            due: None,
             buffer: Vec::new(),
             scanned: 0,
             judged: None,
@@ -140,6 +145,17 @@ impl Acceptance {
         } else {
             self.buffer.shrink_to_fit();
         }
+    }
+
+    /// Its priority, and when it leaves at the earliest.
+    pub(crate) fn set_time(&mut self, class: Class, due: Option<Timestamp>) {
+        (self.class, self.due) = (class, due);
+    }
+
+    /// Takes all content at once, without a copy.
+    pub(crate) fn take_whole(&mut self, octets: Vec<u8>, scan: &mut HeaderScan) {
+        scan.reset();
+        self.buffer = octets;
     }
 
     /// Takes some content. `usual_size` is what a message of this session has.
@@ -334,8 +350,10 @@ impl Acceptance {
         let message = record::Message {
             number: self.number,
             accepted_at: judged.at,
-            expires_at: judged.at + origin.context.snapshot.delivery.expire,
-            class: Class::Normal,
+            expires_at: self.due.unwrap_or(judged.at).max(judged.at)
+                + origin.context.snapshot.delivery.expire,
+            class: self.class,
+            due: self.due,
             account: origin.identity.name().into(),
             client: origin.client.into(),
             envelope: self.envelope,

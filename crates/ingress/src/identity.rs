@@ -2,9 +2,9 @@
 
 use crate::session::SessionContext;
 use postrider_message::{AuthorError, Authors};
-use postrider_model::control::{Control, Denied, Environment, Gate, Login, Writer};
+use postrider_model::control::{Application, Control, Denied, Environment, Gate, Login, Writer};
 use postrider_model::snapshot::{Account, AddressPattern, Legacy, Listener, listed};
-use postrider_model::{EnhancedCode, Mailbox, RecipientParams, Reply, Snapshot, Timestamp};
+use postrider_model::{EnhancedCode, Envelope, Mailbox, RecipientParams, Reply, Snapshot, Timestamp};
 use postrider_smtp::command::Mail;
 use std::net::IpAddr;
 use std::sync::Arc;
@@ -22,6 +22,15 @@ pub(crate) enum Identity {
     Account(Arc<Account>),
     /// An application, by AUTH with one of its credentials.
     Application(Arc<Login>),
+    /// An application, by one of its API keys.
+    Key {
+        /// Which.
+        application: Arc<Application>,
+        /// Its id as text, for records.
+        account: Box<str>,
+        /// What the key was made for.
+        environment: Environment,
+    },
     /// One of a legacy listener's clients, by its address.
     Legacy(Arc<Listener>),
     /// Anyone on a sandbox listener: may send as anyone, and all of it is captured.
@@ -65,12 +74,27 @@ impl Identity {
         context.control.login(name).map(|login| Identity::Application(Arc::clone(login)))
     }
 
+    /// Of an API key.
+    pub(crate) fn of_key(application: Arc<Application>, environment: Environment) -> Self {
+        let account = application.id.to_string().into();
+        Identity::Key { application, account, environment }
+    }
+
+    fn application(&self) -> Option<&Application> {
+        match self {
+            Identity::Application(login) => Some(&login.application),
+            Identity::Key { application, .. } => Some(application),
+            Identity::Nobody | Identity::Account(_) | Identity::Legacy(_) | Identity::Sandbox(_) => None,
+        }
+    }
+
     /// The name for the record: of an application its id, which outlives its name.
     pub(crate) fn name(&self) -> &str {
         match self {
             Identity::Nobody => "",
             Identity::Account(account) => &account.name,
             Identity::Application(login) => &login.account,
+            Identity::Key { account, .. } => account,
             Identity::Legacy(listener) => &listener.name,
             Identity::Sandbox(name) => name,
         }
@@ -81,6 +105,7 @@ impl Identity {
             Identity::Nobody => &[],
             Identity::Account(account) => &account.from,
             Identity::Application(login) => &login.application.settings.from,
+            Identity::Key { application, .. } => &application.settings.from,
             Identity::Legacy(listener) => legacy(listener).map_or(&[], |legacy| &legacy.from),
             Identity::Sandbox(_) => &[AddressPattern::Any],
         }
@@ -112,13 +137,26 @@ impl Identity {
         }
     }
 
+    /// May it hand in a message, now, with this envelope and of this size?
+    pub(crate) fn allows_submission(
+        &self,
+        now: Timestamp,
+        envelope: &Envelope,
+        size_bytes: u64,
+    ) -> Result<(), Reply> {
+        if let Some(application) = self.application() {
+            application.may_send(now).map_err(|denied| denial(&denied))?;
+            let reverse_path = envelope.reverse_path.as_ref();
+            application.may_send_as(Writer::Envelope, reverse_path).map_err(|denied| denial(&denied))?;
+        }
+        self.allows_size(size_bytes)
+    }
+
     /// May it send a message that has so many octets already?
     pub(crate) fn allows_size(&self, size_bytes: u64) -> Result<(), Reply> {
-        match self {
-            Identity::Application(login) => {
-                login.application.may_send_size(size_bytes).map_err(|denied| denial(&denied))
-            }
-            _ => Ok(()),
+        match self.application() {
+            Some(application) => application.may_send_size(size_bytes).map_err(|denied| denial(&denied)),
+            None => Ok(()),
         }
     }
 
@@ -128,12 +166,12 @@ impl Identity {
             let text = format!("It must be certain who the message is from, but {error}");
             Reply::ours(550, NOT_ALLOWED, &text)
         })?;
-        if let Identity::Application(login) = self {
+        if let Some(application) = self.application() {
             let fields = authors.from.iter().map(|mailbox| (Writer::From, mailbox));
             for (writer, mailbox) in
                 fields.chain(authors.sender.iter().map(|mailbox| (Writer::Sender, mailbox)))
             {
-                login.application.may_send_as(writer, Some(mailbox)).map_err(|denied| denial(&denied))?;
+                application.may_send_as(writer, Some(mailbox)).map_err(|denied| denial(&denied))?;
             }
             return Ok(());
         }
@@ -161,6 +199,9 @@ impl Identity {
             Identity::Sandbox(_) => Gate::Captured,
             Identity::Application(login) => {
                 control.gate(&login.application, Environment::Live, &recipient.mailbox)
+            }
+            Identity::Key { application, environment, .. } => {
+                control.gate(application, *environment, &recipient.mailbox)
             }
             Identity::Nobody | Identity::Account(_) | Identity::Legacy(_) => Gate::Open,
         };

@@ -45,6 +45,7 @@ fn message(content: &str) -> Message {
         chunks: 0,
         held: false,
         sent_at_once: false,
+        due: None,
         report: None,
     }
 }

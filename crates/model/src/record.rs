@@ -87,6 +87,8 @@ pub struct Message {
     pub held: bool,
     /// The first attempt may have begun when this record became durable (it carries that attempt's mark).
     pub sent_at_once: bool,
+    /// Nothing of it leaves before; `None` is at once.
+    pub due: Option<Timestamp>,
     /// For a DSN: what it reports on.
     pub report: Option<Report>,
 }
@@ -232,6 +234,7 @@ const FLAG_RET_FULL: u64 = 1 << 6;
 const FLAG_RET_HEADERS: u64 = 1 << 7;
 const FLAG_ENVID: u64 = 1 << 8;
 const FLAG_REPORT: u64 = 1 << 9;
+const FLAG_DUE: u64 = 1 << 16;
 const SHIFT_BODY: u32 = 10;
 const SHIFT_ENCODING: u32 = 12;
 const SHIFT_CLASS: u32 = 14;
@@ -266,6 +269,7 @@ impl Message {
             (self.envelope.ret == Some(Ret::Headers), FLAG_RET_HEADERS),
             (self.envelope.envid.is_some(), FLAG_ENVID),
             (self.report.is_some(), FLAG_REPORT),
+            (self.due.is_some(), FLAG_DUE),
         ] {
             if set {
                 flags |= flag;
@@ -284,6 +288,9 @@ impl Message {
         out.put_uint(u64::from(self.header_size));
         out.put_uint(self.content_size);
         out.put_uint(u64::from(self.chunks));
+        if let Some(due) = self.due {
+            out.put_uint(due.as_micros());
+        }
         if let Some(report) = &self.report {
             out.put_uint(report.of.0);
             out.put_byte(match report.kind {
@@ -328,6 +335,7 @@ impl Message {
         let header_size = r.uint32("header size")?;
         let content_size = r.uint("content size")?;
         let chunks = r.uint32("chunk count")?;
+        let due = if has(FLAG_DUE) { Some(timestamp(r, "first due time")?) } else { None };
         let report = if has(FLAG_REPORT) {
             let of = MessageNo(r.uint("reported message")?);
             let kind = match r.byte("report kind")? {
@@ -392,6 +400,7 @@ impl Message {
             chunks,
             held: has(FLAG_HELD),
             sent_at_once: has(FLAG_SENT_AT_ONCE),
+            due,
             report,
         })
     }
@@ -693,6 +702,7 @@ mod tests {
             chunks: 19,
             held: true,
             sent_at_once: false,
+            due: None,
             report: Some(Report {
                 of: MessageNo(3),
                 kind: ReportKind::Failed,

@@ -54,7 +54,9 @@ impl ServerTls {
         &self.certificates
     }
 
-    pub(crate) fn config(&self) -> Arc<ServerConfig> {
+    /// The configuration, for shells that drive TLS themselves.
+    #[must_use]
+    pub fn config(&self) -> Arc<ServerConfig> {
         Arc::clone(&self.config)
     }
 }

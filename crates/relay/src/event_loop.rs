@@ -8,13 +8,14 @@ use crate::letter::{Letter, Reply};
 use crate::lookup;
 use crate::outbound::{Outbound, READ_MAX};
 use crate::shared::Shared;
+use crate::submissions::Waiter;
 use crate::timers::{Owner, Timers};
 use crate::workers::Work;
 use mio::event::{Event, Source};
 use mio::{Events, Poll, Token};
 use postrider_disk::{CommitterHandle, Reader};
 use postrider_engine::{ConnectionId, Effect, Health, JobId, Parts as CheckpointParts, QuestionId, Shard};
-use postrider_ingress::Pressure;
+use postrider_ingress::{Answers, Pressure, Settled};
 use postrider_model::Timestamp;
 use postrider_net::{ClientTls, Listener};
 use postrider_queue::LaneId;
@@ -59,8 +60,10 @@ pub(crate) struct EventLoop {
     pub(crate) sessions: Slab<Inbound>,
     pub(crate) connections: Slab<Outbound>,
     pub(crate) connection_keys: FxHashMap<ConnectionId, usize>,
-    /// Sessions that wait for a ticket, in the order of tickets.
-    pub(crate) awaited: VecDeque<(Ticket, usize, u32)>,
+    /// Who waits for a ticket, in the order of tickets.
+    pub(crate) awaited: VecDeque<(Ticket, Waiter)>,
+    /// Answers to submissions, sent at the end of a turn.
+    pub(crate) settled: Vec<(Answers, Settled)>,
     pub(crate) timers: Timers,
     /// Where reads land. It holds nothing between two reads.
     pub(crate) buffer: Vec<u8>,
@@ -129,6 +132,7 @@ impl EventLoop {
             connections: Slab::new(),
             connection_keys: FxHashMap::default(),
             awaited: VecDeque::new(),
+            settled: Vec::new(),
             timers: Timers::default(),
             buffer: Vec::with_capacity(READ_MAX),
             scram: FxHashMap::default(),
@@ -196,6 +200,7 @@ impl EventLoop {
             let Some(effect) = self.shard.poll(now) else { break };
             self.perform(now, effect);
         }
+        self.send_settled();
         self.checkpoint();
         self.flush_log();
     }
@@ -321,6 +326,7 @@ impl EventLoop {
             Letter::Loaded { job, loaded } => self.shard.loaded(now, job, loaded),
             Letter::Captured { job, result } => self.shard.captured(now, job, result),
             Letter::Verdict { key, id, verdict } => self.verdict(now, key, id, verdict),
+            Letter::Submit { messages, answers } => self.take_submissions(now, messages, &answers),
             Letter::Ask { number, request, reply } => {
                 let question = QuestionId(u64::from(self.next_id()));
                 self.questions.insert(question, reply);
@@ -385,7 +391,8 @@ impl EventLoop {
     }
 
     fn may_stop(&self, now: Timestamp) -> bool {
-        self.stop_at.is_some_and(|at| at <= now || (self.sessions.is_empty() && self.connections.is_empty()))
+        let idle = self.sessions.is_empty() && self.connections.is_empty() && self.awaited.is_empty();
+        self.stop_at.is_some_and(|at| at <= now || idle)
     }
 
     pub(crate) fn next_id(&mut self) -> u32 {

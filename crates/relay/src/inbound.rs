@@ -3,11 +3,12 @@
 use crate::event_loop::{EventLoop, FIRST_TOKEN};
 use crate::memory::STEP_BYTES;
 use crate::outbound::READ_MAX;
+use crate::submissions::Waiter;
 use crate::timers::Owner;
 use crate::workers::Work;
 use mio::Token;
 use postrider_auth::Verdict;
-use postrider_ingress::{Overload, Pressure, Session, SessionContext, SessionTls, TlsInfo, Wants};
+use postrider_ingress::{Overload, Pressure, Session, SessionContext, SessionTls, Settled, TlsInfo, Wants};
 use postrider_model::Timestamp;
 use postrider_model::snapshot::Protocol;
 use postrider_net::{
@@ -197,8 +198,15 @@ impl EventLoop {
         fate: Result<(), postrider_engine::Refusal>,
     ) {
         // Losses are told ahead of what is durable, so a later ticket may come before an earlier one.
-        let Ok(at) = self.awaited.binary_search_by_key(&ticket, |(awaited, _, _)| *awaited) else { return };
-        let Some((_, key, id)) = self.awaited.remove(at) else { return };
+        let Ok(at) = self.awaited.binary_search_by_key(&ticket, |(awaited, _)| *awaited) else { return };
+        let Some((_, waiter)) = self.awaited.remove(at) else { return };
+        let (key, id) = match waiter {
+            Waiter::Session { key, id } => (key, id),
+            Waiter::Submission { tag, id, answers } => {
+                let result = fate.map(|()| id).map_err(|refusal| refusal.0);
+                return self.settled.push((answers, Settled { tag, result }));
+            }
+        };
         if let Some(inbound) = self.sessions.get_mut(key).filter(|inbound| inbound.id == id)
             && let Phase::Session(session) = &mut inbound.phase
         {
@@ -369,7 +377,7 @@ impl EventLoop {
             }
         }
         if let Some(ticket) = self.shard.take_submitted() {
-            self.awaited.push_back((ticket, key, inbound.id));
+            self.awaited.push_back((ticket, Waiter::Session { key, id: inbound.id }));
         }
         if let Some(job) = session.take_auth_job() {
             if self.shared.workers.know(&job, now) {

@@ -4,6 +4,7 @@ use crate::config::Loadout;
 use postrider_auth::Verdict;
 use postrider_engine::operate::{Request, Response};
 use postrider_engine::{JobId, Loaded, Parts, Resolution};
+use postrider_ingress::{Answers, Submission};
 use postrider_model::Timestamp;
 use postrider_queue::{DomainId, LaneId};
 use postrider_spool::Moved;
@@ -24,6 +25,8 @@ pub(crate) enum Letter {
     Captured { job: JobId, result: Result<(), String> },
     /// A password was checked.
     Verdict { key: usize, id: u32, verdict: Verdict },
+    /// Messages that come whole, and where their answers go.
+    Submit { messages: Vec<Submission>, answers: Answers },
     /// The operator asks.
     Ask { number: u64, request: Request, reply: Reply },
     /// A new configuration.

@@ -36,6 +36,7 @@ mod outbound;
 mod recover;
 mod relay;
 mod shared;
+mod submissions;
 mod timers;
 mod workers;
 

@@ -145,6 +145,7 @@ fn keep(capture: &Capture, reader: &Reader, sandbox: &Sandbox) -> Result<(), Str
     let kept = CapturedMessage {
         id: &capture.id.to_string(),
         accepted_at: message.accepted_at,
+        account: &message.account,
         reverse_path: message.envelope.reverse_path.as_ref(),
         recipients: &recipients,
         content: &content,

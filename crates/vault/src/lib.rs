@@ -18,6 +18,7 @@
 //!     .capture(&CapturedMessage {
 //!         id: "msg_1",
 //!         accepted_at: Timestamp::from_secs(1),
+//!         account: "app1",
 //!         reverse_path: None,
 //!         recipients: &[&recipient],
 //!         content: &[Bytes::from_static(b"Subject: Hello\r\n\r\n..\r\n")],

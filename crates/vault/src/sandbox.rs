@@ -36,6 +36,8 @@ pub struct CapturedMessage<'a> {
     pub id: &'a str,
     /// When it was accepted.
     pub accepted_at: Timestamp,
+    /// The application, account or listener that brought it.
+    pub account: &'a str,
     /// `None` is the null reverse-path.
     pub reverse_path: Option<&'a Mailbox>,
     /// Those of its recipients that are captured.
@@ -55,6 +57,9 @@ pub struct Captured {
     pub accepted_at: String,
     /// The same in microseconds since the Unix epoch.
     pub accepted_at_us: u64,
+    /// The application, account or listener that brought it; empty for what was kept before this was noted.
+    #[serde(default)]
+    pub account: String,
     /// The reverse-path; empty when null.
     pub sender: String,
     /// The recipients.
@@ -77,6 +82,8 @@ pub struct Filter {
     pub sender: Option<String>,
     /// In the subject.
     pub subject: Option<String>,
+    /// Brought by exactly this application, account or listener.
+    pub account: Option<String>,
 }
 
 impl Filter {
@@ -85,7 +92,9 @@ impl Filter {
             Some(part) => text.to_lowercase().contains(&part.to_lowercase()),
             None => true,
         };
-        (self.recipient.is_none() || captured.recipients.iter().any(|text| holds(text, &self.recipient)))
+        self.account.as_ref().is_none_or(|account| *account == captured.account)
+            && (self.recipient.is_none()
+                || captured.recipients.iter().any(|text| holds(text, &self.recipient)))
             && (holds(&captured.sender, &self.sender) || holds(&captured.from, &self.sender))
             && holds(&captured.subject, &self.subject)
     }
@@ -316,6 +325,7 @@ fn describe(message: &CapturedMessage<'_>, size: u64) -> Captured {
         id: message.id.to_owned(),
         accepted_at: message.accepted_at.to_string(),
         accepted_at_us: message.accepted_at.as_micros(),
+        account: message.account.to_owned(),
         sender: message.reverse_path.map(ToString::to_string).unwrap_or_default(),
         recipients: message.recipients.iter().map(ToString::to_string).collect(),
         from: text(FieldKind::From),
@@ -345,6 +355,7 @@ mod tests {
         sandbox.capture(&CapturedMessage {
             id,
             accepted_at: Timestamp::from_secs(secs),
+            account: "app1",
             reverse_path: Some(&sender),
             recipients: &[&recipient],
             content: &[Bytes::copy_from_slice(content.as_bytes())],
@@ -391,6 +402,7 @@ mod tests {
             recipient: recipient.map(Into::into),
             sender: sender.map(Into::into),
             subject: subject.map(Into::into),
+            account: None,
         };
         assert_eq!(ids(&sandbox, &Filter::default()), ["c", "b", "a"]);
         assert_eq!(ids(&sandbox, &filter(Some("BOB@"), None, None)), ["c", "b"]);

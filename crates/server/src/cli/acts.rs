@@ -37,7 +37,7 @@ pub(super) struct FilterArgs {
     #[arg(long, value_name = "TEXT", help_heading = "Filters")]
     pub reply: Option<String>,
     /// In this state
-    #[arg(long, value_parser = ["ready", "deferred", "held", "sending"], help_heading = "Filters")]
+    #[arg(long, value_parser = ["ready", "scheduled", "deferred", "held", "sending"], help_heading = "Filters")]
     pub state: Option<String>,
     /// Everything that waits
     #[arg(long, help_heading = "Filters")]

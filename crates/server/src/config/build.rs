@@ -4,9 +4,8 @@ use super::problem::Problems;
 use super::read::{Section, Value};
 use super::schema;
 use super::value;
-use super::{DATA_DIR_DEFAULT, Settings};
+use super::{DATA_DIR_DEFAULT, HttpSettings, Settings};
 use postrider_auth::Verifier;
-use postrider_disk::Upkeep;
 use postrider_model::snapshot::{
     Account, AddressPattern, CAPTURE_ROUTE, Cidr, Credentials, Delivery, DomainPattern, Host, Legacy,
     Listener, NextHop, Protocol, Route, Scheme, SessionLimits, Source, Target, TlsFiles, TlsLevel,
@@ -32,6 +31,8 @@ pub struct Surroundings {
 
 const SEGMENT_SIZE_BYTES: u32 = 64 << 20;
 const MEMORY_MAX_BYTES: usize = 512 << 20;
+/// Where HTTP is served unless told otherwise.
+const HTTP_ADDRESS: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 8025);
 const SANDBOX_ADDRESS: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 2525);
 
 /// Builds the settings; those with errors noted must not be used.
@@ -70,18 +71,33 @@ pub(super) fn build(root: &Section, surroundings: &Surroundings, problems: &mut 
             .and_then(|spool| spool.number("segment_size"))
             .and_then(|size| u32::try_from(size).ok())
             .unwrap_or(SEGMENT_SIZE_BYTES),
-        upkeep: upkeep(root.table("spool")),
         authorities: authorities(root.table("delivery"), &surroundings.directory, problems),
+        http: http(root, &surroundings.directory, problems),
     }
 }
 
-fn upkeep(spool: Option<&Section>) -> Upkeep {
-    let number = |key| spool.and_then(|spool| spool.number(key));
-    let mut upkeep = Upkeep::default();
-    if let Some(days) = number("event_days").and_then(|days| u32::try_from(days).ok()) {
-        upkeep.event_days = days;
+/// A newcomer's relay serves HTTP too; one with listeners of its own only where it is told.
+fn http(root: &Section, directory: &Path, problems: &mut Problems) -> Option<HttpSettings> {
+    let Some(section) = root.table("http") else {
+        let newcomer = root.tables("listener").is_empty();
+        return newcomer.then(|| HttpSettings {
+            address: HTTP_ADDRESS,
+            tls: None,
+            trusted_proxies: Vec::new(),
+        });
+    };
+    let address = section.parsed("address", problems, value::socket_address).unwrap_or(HTTP_ADDRESS);
+    let tls = section.table("tls").and_then(|tls| tls_files(tls, directory, problems));
+    if tls.is_none() && section.item("tls").is_none() && !address.ip().is_loopback() {
+        let what = format!("API keys and mail pass in clear at {address}");
+        let fix = "add tls = { certificate = \"cert.pem\", key = \"key.pem\" }, or listen on 127.0.0.1 behind a proxy";
+        problems.warning(section.span_of("address"), what, fix);
     }
-    upkeep
+    Some(HttpSettings {
+        address,
+        tls,
+        trusted_proxies: section.parsed_list("trusted_proxies", problems, network),
+    })
 }
 
 /// The machine's name if it is one that a receiver could look up, else `localhost`.

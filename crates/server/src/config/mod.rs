@@ -11,6 +11,8 @@ pub use build::Surroundings;
 pub use problem::{Problem, Problems, Severity};
 
 use postrider_model::Snapshot;
+use postrider_model::snapshot::{Cidr, TlsFiles};
+use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 
 /// The data directory where nothing names another one.
@@ -29,10 +31,21 @@ pub struct Settings {
     pub segment_size_bytes: u32,
     /// Octets that sessions and fresh content may hold in memory.
     pub memory_max_bytes: usize,
-    /// How the log's directory is kept in order.
-    pub upkeep: postrider_disk::Upkeep,
     /// PEM files of further authorities that vouch for next hops.
     pub authorities: Vec<PathBuf>,
+    /// Where HTTP is served; `None` is nowhere.
+    pub http: Option<HttpSettings>,
+}
+
+/// The HTTP API for applications.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct HttpSettings {
+    /// Address and port; port 0 takes a free one.
+    pub address: SocketAddr,
+    /// Certificate files, if TLS is spoken.
+    pub tls: Option<TlsFiles>,
+    /// Networks whose `X-Forwarded-For` is believed.
+    pub trusted_proxies: Vec<Cidr>,
 }
 
 /// A configuration that may be used, with what it was made from.

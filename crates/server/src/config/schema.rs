@@ -135,6 +135,7 @@ pub static ROOT: Table = Table {
             "",
             "Where mail goes. The first route that matches wins; a recipient that none matches is refused.",
         ),
+        key("http", Kind::Table(&HTTP), "", "Where applications use the HTTP API."),
         key("delivery", Kind::Table(&DELIVERY), "", "How mail leaves."),
         key("spool", Kind::Table(&SPOOL), "", "The durable log on disk."),
     ],
@@ -373,6 +374,41 @@ pub static SOURCE: Table = Table {
     ],
 };
 
+/// `[http]`
+pub static HTTP: Table = Table {
+    title: "[http]",
+    about: "The HTTP API for applications, each request under an API key. Changing it needs a restart.",
+    keys: &[
+        key(
+            "address",
+            Kind::Text("address:port"),
+            "\"127.0.0.1:8025\"",
+            "Where to listen. Port 0 takes a free port. A file with `[[listener]]` and without `[http]` serves none.",
+        ),
+        key(
+            "tls",
+            Kind::Table(&HTTP_TLS),
+            "",
+            "The certificate: TLS from the first octet. Without it HTTP is served in clear, which is for loopback \
+             and for networks behind a proxy.",
+        ),
+        key(
+            "trusted_proxies",
+            Kind::List(&NETWORK),
+            "[]",
+            "Networks whose `X-Forwarded-For` is believed: the client is the last address in it that is none of \
+             these.",
+        ),
+    ],
+};
+
+/// `http.tls`
+pub static HTTP_TLS: Table = Table {
+    title: "[http.tls]",
+    about: "PEM files; relative paths count from the directory of the configuration file.",
+    keys: TLS_FILES.keys,
+};
+
 /// `[delivery]`
 pub static DELIVERY: Table = Table {
     title: "[delivery]",
@@ -429,18 +465,10 @@ pub static DELIVERY: Table = Table {
 pub static SPOOL: Table = Table {
     title: "[spool]",
     about: "The durable log in `data_dir`. Changes need a restart.",
-    keys: &[
-        key(
-            "segment_size",
-            size(1 << 20, 1 << 30),
-            "\"64 MiB\"",
-            "Octets of one file of the log. A message must fit.",
-        ),
-        key(
-            "event_days",
-            number(1, 3_650),
-            "30",
-            "Days for which the event journal is kept in `spool/events`; today is one.",
-        ),
-    ],
+    keys: &[key(
+        "segment_size",
+        size(1 << 20, 1 << 30),
+        "\"64 MiB\"",
+        "Octets of one file of the log. A message must fit.",
+    )],
 };

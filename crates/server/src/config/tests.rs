@@ -293,6 +293,8 @@ fn the_documented_defaults_are_the_real_ones() {
     defaults_written_out(&schema::SOURCE, &mut source);
     source.push_str("[delivery]\n");
     defaults_written_out(&schema::DELIVERY, &mut source);
+    source.push_str("[http]\n");
+    defaults_written_out(&schema::HTTP, &mut source);
     source.push_str("[spool]\n");
     defaults_written_out(&schema::SPOOL, &mut source);
     let (written, implied) = (accepted(&source), accepted(""));

@@ -2,13 +2,17 @@
 
 use crate::cli::Place;
 use crate::config::Settings;
-use postrider_api::{Captured, Health, ListenerView, SpoolView, Unavailable, Wanted};
+use postrider_api::{Caller, Captured, Health, Keys, ListenerView, SpoolView, Unavailable, Wanted};
+use postrider_auth::key_hash;
 use postrider_engine::operate::{Request, Response};
-use postrider_model::Timestamp;
+use postrider_ingress::{Answers, Settled, Submission};
+use postrider_model::control::KeyRefusal;
+use postrider_model::{EnhancedCode, Reply, Timestamp};
 use postrider_relay::Relay;
 use postrider_vault::Filter;
 use std::fmt::Write as _;
 use std::io;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Instant;
@@ -22,10 +26,12 @@ pub(crate) struct Running {
     shards: usize,
     stopping: AtomicBool,
     settings: Mutex<Settings>,
+    /// Where HTTP is served, with the real port.
+    http: Option<SocketAddr>,
 }
 
 impl Running {
-    pub(crate) fn new(relay: Relay, place: Place, settings: Settings) -> Self {
+    pub(crate) fn new(relay: Relay, place: Place, settings: Settings, http: Option<SocketAddr>) -> Self {
         Running {
             relay,
             place,
@@ -36,6 +42,7 @@ impl Running {
             },
             stopping: AtomicBool::new(false),
             settings: Mutex::new(settings),
+            http,
         }
     }
 }
@@ -68,10 +75,10 @@ impl Adapter {
         self.0.relay.reload(Arc::new(loaded.settings.snapshot.clone())).map_err(|wrong| wrong.join("\n"))?;
         let mut notes: Vec<_> = loaded.problems.warnings().collect();
         let at_restart = [
+            ("http", settings.http != loaded.settings.http),
             ("data_dir", settings.data_dir != loaded.settings.data_dir),
             ("shards", settings.shards != loaded.settings.shards),
             ("memory", settings.memory_max_bytes != loaded.settings.memory_max_bytes),
-            ("spool.event_days", settings.upkeep.event_days != loaded.settings.upkeep.event_days),
             ("spool.segment_size", settings.segment_size_bytes != loaded.settings.segment_size_bytes),
             ("delivery.authorities", settings.authorities != loaded.settings.authorities),
             (
@@ -93,6 +100,7 @@ impl Adapter {
             recipient: wanted.recipient.clone(),
             sender: wanted.sender.clone(),
             subject: wanted.subject.clone(),
+            account: wanted.account.clone(),
         };
         let limit = wanted.limit.unwrap_or(usize::MAX);
         let fetched = if wanted.after.is_some() { usize::MAX } else { limit };
@@ -125,6 +133,7 @@ fn view(kept: &postrider_vault::Captured) -> Captured {
     Captured {
         id: kept.id.clone(),
         accepted_at: Timestamp::from_micros(kept.accepted_at_us),
+        account: kept.account.clone(),
         sender: kept.sender.clone(),
         recipients: kept.recipients.clone(),
         from: kept.from.clone(),
@@ -137,7 +146,34 @@ fn disk(error: &io::Error) -> Unavailable {
     Unavailable(format!("the sandbox cannot be read: {error}"))
 }
 
+impl Keys for Adapter {
+    fn caller(&self, key: &str, client: IpAddr) -> Result<Caller, KeyRefusal> {
+        let control = self.0.relay.control();
+        let key = control
+            .key(&key_hash(key).ok_or(KeyRefusal::Unknown)?, client, self.0.relay.clock().now())?
+            .clone();
+        let application = key.application.and_then(|id| control.application(id)).cloned();
+        Ok(Caller { key, application })
+    }
+}
+
 impl postrider_api::Relay for Adapter {
+    fn submit(&self, messages: Vec<Submission>, answers: &Answers) {
+        if self.0.stopping.load(Ordering::Relaxed) {
+            let text = "The server is about to stop; try again later";
+            let refused = |message: Submission| Settled {
+                tag: message.tag,
+                result: Err(Reply::ours(421, EnhancedCode(4, 3, 2), text)),
+            };
+            return answers(messages.into_iter().map(refused).collect());
+        }
+        self.0.relay.submit(messages, answers);
+    }
+
+    fn now(&self) -> Timestamp {
+        self.0.relay.clock().now()
+    }
+
     async fn ask(&self, request: Request) -> Result<Response, Unavailable> {
         if self.0.stopping.load(Ordering::Relaxed) {
             return Err(Unavailable("the relay is stopping".to_owned()));
@@ -193,6 +229,7 @@ impl postrider_api::Relay for Adapter {
                     sandbox: listener.sandbox,
                 })
                 .collect(),
+            http: self.0.http.map(|address| address.to_string()),
             routes: settings.snapshot.routes.iter().map(|route| route.name.to_string()).collect(),
         }
     }

@@ -7,13 +7,23 @@ use std::fmt::Write as _;
 use std::net::SocketAddr;
 
 /// The text, with the addresses that listeners really have.
-pub(crate) fn banner(settings: &Settings, place: &Place, addresses: &[SocketAddr], program: &str) -> String {
+pub(crate) fn banner(
+    settings: &Settings,
+    place: &Place,
+    addresses: &[SocketAddr],
+    http: Option<SocketAddr>,
+    program: &str,
+) -> String {
     let mut out = String::new();
     let snapshot = &settings.snapshot;
     let _ = writeln!(out, "Postrider {} runs as {}.", env!("CARGO_PKG_VERSION"), snapshot.hostname);
     let _ = writeln!(out, "  data      {}", settings.data_dir.display());
     for (listener, address) in snapshot.listeners.iter().zip(addresses) {
         let _ = writeln!(out, "  listens   {address}  {}", listener_text(listener));
+    }
+    if let (Some(address), Some(http)) = (http, &settings.http) {
+        let scheme = if http.tls.is_some() { "https" } else { "http" };
+        let _ = writeln!(out, "  serves    {scheme}://{address}  the API, with a key");
     }
     for route in &snapshot.routes {
         let _ = writeln!(out, "  route     {}", route_text(route));
@@ -109,7 +119,7 @@ mod tests {
         let surroundings = Surroundings { hostname: "box".into(), directory: ".".into(), data_dir: None };
         let loaded = check("t.toml".as_ref(), source, &surroundings).unwrap();
         let place = Place { config: None, data_dir: Some("try".into()) };
-        banner(&loaded.settings, &place, &["127.0.0.1:2525".parse().unwrap()], "postrider")
+        banner(&loaded.settings, &place, &["127.0.0.1:2525".parse().unwrap()], None, "postrider")
     }
 
     #[test]

@@ -2,6 +2,7 @@
 
 mod adapter;
 mod banner;
+mod http;
 mod log;
 mod notify;
 
@@ -69,7 +70,6 @@ pub(crate) fn run(place: &Place, args: &ServeArgs) -> Result<u8> {
         shards: settings.shards,
         segment_size_bytes: settings.segment_size_bytes,
         memory_max_bytes: settings.memory_max_bytes,
-        upkeep: settings.upkeep,
         authorities: settings.authorities.clone(),
     }) {
         Ok(relay) => relay,
@@ -79,20 +79,26 @@ pub(crate) fn run(place: &Place, args: &ServeArgs) -> Result<u8> {
             return Ok(if wrong { EXIT_FOUND_PROBLEMS } else { EXIT_FAILED });
         }
     };
+    let http = settings.http.as_ref().map(http::bind).transpose()?;
+    let http_address = http.as_ref().map(|(listener, _)| listener.local_addr()).transpose()?;
     let addresses: Vec<_> = relay.addresses().iter().map(|(_, address)| *address).collect();
     if args.log_format == LogFormat::Human {
         let program = std::env::args().next().unwrap_or_else(|| "postrider".to_owned());
-        eprint!("{}", banner::banner(&settings, place, &addresses, &program));
+        eprint!("{}", banner::banner(&settings, place, &addresses, http_address, &program));
     }
     tracing::info!(
         version = env!("CARGO_PKG_VERSION"),
         data_dir = %settings.data_dir.display(),
         listeners = ?addresses,
+        http = ?http_address,
         descriptors = allowed,
         "started"
     );
-    let running = Adapter::new(Running::new(relay, place.clone(), settings));
+    let running = Adapter::new(Running::new(relay, place.clone(), settings, http_address));
     let api = postrider_api::start(socket, running.clone())?;
+    let public = http
+        .map(|(listener, options)| postrider_api::start_http(listener, options, running.clone()))
+        .transpose()?;
     notify::ready();
     runtime.block_on(signals.until_stop(&running));
     notify::stopping();
@@ -102,6 +108,9 @@ pub(crate) fn run(place: &Place, args: &ServeArgs) -> Result<u8> {
         move || running.relay().stop(STOP_BOUND)
     });
     runtime.block_on(signals.until_drained(&drained));
+    if let Some(public) = public {
+        public.stop();
+    }
     api.stop();
     tracing::info!("stopped");
     Ok(EXIT_OK)
@@ -163,7 +172,8 @@ fn reload(running: &Adapter) {
 }
 
 fn make_data_dir(path: &Path) -> Result<()> {
-    postrider_disk::make_directory(path).with_context(|| {
+    use std::os::unix::fs::DirBuilderExt;
+    std::fs::DirBuilder::new().recursive(true).mode(0o700).create(path).with_context(|| {
         format!("cannot make the data directory {}; choose another with --data-dir", path.display())
     })
 }
