@@ -422,7 +422,10 @@ fn offset(at: usize) -> u32 {
 /// What the line that begins with `head` is. Its name is of printable ASCII without a colon (RFC 5322 §2.2);
 /// white space before the colon is obsolete (§4.5) and still names the same field. A name never begins
 /// with a dot here: in dot-stuffed content it could not be told from the body.
+///
+/// Only as much of the line counts as is kept of one that comes in pieces, so that the cuts change nothing.
 fn classify(head: &[u8]) -> Line {
+    let head = &head[..head.len().min(CARRY_SIZE_MAX)];
     match head.first() {
         Some(b' ' | b'\t') => return Line::Continuation,
         Some(b'\n') => return Line::Empty,
