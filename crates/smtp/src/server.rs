@@ -166,6 +166,9 @@ pub struct Server {
     messages: usize,
     junk_commands: usize,
     errors: usize,
+    /// So many commands may have been sent before a refusal was read that they depend on (RFC 2920): they fail
+    /// with it, and are no errors of the client.
+    excused: usize,
 }
 
 impl Server {
@@ -185,6 +188,7 @@ impl Server {
             messages: 0,
             junk_commands: 0,
             errors: 0,
+            excused: 0,
         };
         server.greet();
         server
@@ -430,8 +434,10 @@ impl Server {
         }
         if mail.size_bytes.is_some_and(|size| size > self.offer.message_size_max_bytes) {
             self.refuse(&self.too_large());
+            self.excused = self.offer.recipients_max.saturating_add(1);
             return None;
         }
+        self.excused = 0;
         self.ask(Question::Mail { body: mail.envelope.body, smtputf8: mail.envelope.smtputf8 });
         Some(Event::Mail(mail))
     }
@@ -439,7 +445,7 @@ impl Server {
     fn recipient<'i>(&mut self, recipient: RecipientParams) -> Option<Event<'i>> {
         match self.transaction {
             _ if matches!(self.phase, Phase::BetweenChunks(_)) => self.fail(replies::CHUNKS_BEGUN),
-            None => self.fail(replies::MAIL_FIRST),
+            None => self.fail_with_refusal(replies::MAIL_FIRST),
             Some(open) if open.recipients >= self.offer.recipients_max => {
                 let text = format!(
                     "At most {} recipients a message; send the rest in another",

@@ -17,8 +17,8 @@ impl Server {
     pub(super) fn begin_data<'i>(&mut self, rest: &[u8]) -> Option<Event<'i>> {
         match self.transaction {
             _ if matches!(self.phase, Phase::BetweenChunks(_)) => self.fail(replies::CHUNKS_BEGUN),
-            None => self.fail(replies::MAIL_FIRST),
-            Some(open) if open.recipients == 0 => self.fail(replies::NO_RECIPIENTS),
+            None => self.fail_with_refusal(replies::MAIL_FIRST),
+            Some(open) if open.recipients == 0 => self.fail_with_refusal(replies::NO_RECIPIENTS),
             // RFC 3030 §3: only BDAT can carry it.
             Some(open) if open.body == BodyKind::BinaryMime => self.fail(replies::BINARY_BY_DATA),
             Some(open) => {
@@ -135,7 +135,11 @@ impl Server {
         }
         let refusal = *refusal;
         self.phase = Phase::Command;
-        self.fail(refusal);
+        if [replies::MAIL_FIRST, replies::NO_RECIPIENTS].contains(&refusal) {
+            self.fail_with_refusal(refusal);
+        } else {
+            self.fail(refusal);
+        }
         (size, self.closed_event())
     }
 }

@@ -115,7 +115,15 @@ impl Server {
                 self.transaction = None;
                 self.phase = Phase::Command;
             }
-            Phase::Answer(..) => self.phase = Phase::Command,
+            Phase::Answer(question, _) => {
+                self.phase = Phase::Command;
+                match question {
+                    Question::Mail { .. } => self.excused = self.offer.recipients_max.saturating_add(1),
+                    // DATA without any recipient that was taken.
+                    Question::Recipient if !reply.is_permanent() => self.excused = 1,
+                    _ => {}
+                }
+            }
             _ => {}
         }
         self.count_error_of(reply);
@@ -239,6 +247,18 @@ impl Server {
     pub(super) fn fail(&mut self, reply: &'static [u8]) {
         self.output.extend_from_slice(reply);
         self.count_error();
+    }
+
+    /// A command that fails since one before it was refused is no error of its own: a client that sends them
+    /// together cannot know.
+    pub(super) fn fail_with_refusal(&mut self, reply: &'static [u8]) {
+        match self.excused.checked_sub(1) {
+            Some(rest) => {
+                self.excused = rest;
+                self.output.extend_from_slice(reply);
+            }
+            None => self.fail(reply),
+        }
     }
 
     fn count_error_of(&mut self, reply: &Reply) {
