@@ -3,7 +3,7 @@
 //! A part is a file of its own, so that a new checkpoint writes only what has changed and names the rest
 //! again. The two newest manifests are kept; what neither names is removed.
 
-use crate::files::sync_directory;
+use crate::files::{make_directory, sync_directory};
 use crate::open::OpenError;
 use postrider_spool::Lsn;
 use std::collections::HashSet;
@@ -78,7 +78,7 @@ struct State {
 impl Checkpoints {
     pub(crate) fn open(dir: &Path) -> Result<Self, OpenError> {
         let fail = |error| OpenError::io(dir, error);
-        std::fs::create_dir_all(dir).map_err(fail)?;
+        make_directory(dir).map_err(fail)?;
         let mut state = State { next_version: 1, next_number: 1, ..State::default() };
         let mut numbers = Vec::new();
         for entry in std::fs::read_dir(dir).map_err(fail)? {

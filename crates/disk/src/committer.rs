@@ -41,7 +41,7 @@ impl Committer {
     /// # Errors
     /// When a thread cannot be started.
     pub fn start(recovered: Recovered, wakers: Vec<Box<dyn Fn() + Send>>) -> io::Result<Self> {
-        let Recovered { files, mut log, lock, checkpoints, report: _ } = recovered;
+        let Recovered { files, mut log, lock, checkpoints, upkeep, report: _ } = recovered;
         log.settled();
         let desk = Arc::new(Desk::new(wakers));
         desk.publish(log.health(), false, log.durable());
@@ -55,7 +55,7 @@ impl Committer {
                 .spawn(move || prepare(&files, &desk, &prepares))?
         };
         let events_dir = files.dir().join("events");
-        let writer = Journal::open(&events_dir, files.salt)?;
+        let writer = Journal::open(&events_dir, files.salt, upkeep.event_days)?;
         let (journal_end, end) = channel();
         let journal = {
             let (files, desk) = (files.clone(), desk.clone());
@@ -130,9 +130,12 @@ fn prepare(files: &Files, desk: &Desk, prepares: &Receiver<Prepare>) {
 /// Copies events into the journal, once a second while there is something new, and once more at the end.
 fn follow(mut journal: Journal, files: &Files, desk: &Desk, end: &Receiver<()>) {
     let mut journaled = Lsn(0);
+    let mut tried = Instant::now();
     loop {
         let ending = end.recv_timeout(JOURNAL_INTERVAL) != Err(RecvTimeoutError::Timeout);
-        if desk.durable() > journaled {
+        let may_try = ending || tried.elapsed() >= journal.patience(JOURNAL_INTERVAL).mul_f32(0.9);
+        if desk.durable() > journaled && may_try {
+            tried = Instant::now();
             let Some(extents) = desk.extents() else { return };
             match journal.catch_up(files, &extents) {
                 Ok(lsn) => {
@@ -140,7 +143,8 @@ fn follow(mut journal: Journal, files: &Files, desk: &Desk, end: &Receiver<()>) 
                     desk.order(Order::Journaled(lsn));
                 }
                 Err(error) => {
-                    tracing::error!(%error, "the event journal cannot be written; segments wait for it");
+                    let again_s = journal.patience(JOURNAL_INTERVAL).as_secs();
+                    tracing::error!(%error, again_s, "the event journal cannot be written; segments wait for it");
                 }
             }
         }

@@ -6,7 +6,7 @@ use rustix::fs::{FallocateFlags, fallocate};
 use rustix::io::{Errno, ReadWriteFlags};
 use std::fs::{File, OpenOptions};
 use std::io::{self, IoSlice, IoSliceMut};
-use std::os::unix::fs::FileExt;
+use std::os::unix::fs::{DirBuilderExt, FileExt};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, PoisonError, RwLock};
 
@@ -99,6 +99,28 @@ impl Files {
             file.sync_data()
         }
     }
+}
+
+/// Makes a directory, for its owner alone, with those above it that are missing. Their names are durable when it
+/// returns: what is synced in a directory is of no use if the directory itself is gone after a loss of power.
+///
+/// # Errors
+/// The operating system's.
+pub fn make_directory(dir: &Path) -> io::Result<()> {
+    if dir.is_dir() {
+        return Ok(());
+    }
+    let parent = match dir.parent() {
+        Some(parent) if parent.as_os_str().is_empty() => Path::new("."),
+        Some(parent) => parent,
+        None => return Ok(()),
+    };
+    make_directory(parent)?;
+    match std::fs::DirBuilder::new().mode(0o700).create(dir) {
+        Err(error) if error.kind() != io::ErrorKind::AlreadyExists => return Err(error),
+        _ => {}
+    }
+    sync_directory(parent)
 }
 
 /// Makes the directory's entries durable.

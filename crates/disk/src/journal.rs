@@ -3,20 +3,24 @@
 //! A file is a sequence of pairs: a zstd skippable frame with our header (which numbers the data frame
 //! holds, its length and checksum), then the data frame. `zstd -dc` reads the file as it is. A follower
 //! reads the log's segments as far as they are durable, so that nothing is held in memory for it and a
-//! crash loses and repeats nothing: it goes on behind the last whole frame.
+//! crash loses and repeats nothing: it goes on behind the last whole frame. Files of days long past are removed.
 
-use crate::files::{Disk, Files, sync_directory};
+use crate::files::{Disk, Files, make_directory, sync_directory};
 use postrider_spool::{Extent, Follower, Lsn};
 use std::fs::{File, OpenOptions};
 use std::io::{self, Read, Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};
-use std::time::{SystemTime, UNIX_EPOCH};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 /// A frame is closed at about so many octets of events.
 const FRAME_BYTES: usize = 1 << 20;
 /// No frame is longer than this, packed or not.
 const FRAME_BYTES_MAX: usize = 16 << 20;
 const LEVEL: i32 = 1;
+/// Days of the journal that are kept when nobody says how many.
+pub const DAYS_DEFAULT: u32 = 30;
+/// The longest wait between two attempts to write a journal that cannot be written.
+const PATIENCE_MAX: Duration = Duration::from_secs(60);
 const SKIPPABLE_MAGIC: u32 = 0x184d_2a5b;
 const OUR_MAGIC: [u8; 4] = *b"PRJ1";
 const HEADER_BYTES: usize = 8 + 32;
@@ -119,12 +123,25 @@ fn day_name(now: SystemTime) -> String {
     format!("{year:04}-{month:02}-{day:02}")
 }
 
+/// The file being written.
+#[derive(Debug)]
+struct Writing {
+    name: Name,
+    file: File,
+    /// Octets of whole frames that are synced.
+    safe: u64,
+    /// Octets written.
+    end: u64,
+    /// A sync failed: what the file holds behind its safe end is unknown for good.
+    spoilt: bool,
+}
+
 /// Writes the journal.
 #[derive(Debug)]
 pub(crate) struct Journal {
     dir: PathBuf,
     follower: Follower,
-    file: Option<(Name, File)>,
+    writing: Option<Writing>,
     /// The newest name ever used: days never go back.
     newest: Option<Name>,
     /// Everything up to this one is in synced frames.
@@ -133,12 +150,17 @@ pub(crate) struct Journal {
     frame: Vec<u8>,
     first: Option<Lsn>,
     salt: u64,
+    /// Days that are kept; today is one.
+    days: u32,
+    /// Attempts in a row that failed.
+    failures: u32,
 }
 
 impl Journal {
-    /// Goes on behind the last whole frame in `dir`; what follows it is cut off.
-    pub(crate) fn open(dir: &Path, salt: u64) -> io::Result<Self> {
-        std::fs::create_dir_all(dir)?;
+    /// Goes on behind the last whole frame in `dir`; what follows it is cut off. Files of more than `days` days are
+    /// removed.
+    pub(crate) fn open(dir: &Path, salt: u64, days: u32) -> io::Result<Self> {
+        make_directory(dir)?;
         let names = names(dir)?;
         let mut last = Lsn(0);
         for name in names.iter().rev() {
@@ -158,34 +180,71 @@ impl Journal {
                 break;
             }
         }
-        Ok(Self {
+        let journal = Self {
             dir: dir.to_owned(),
             follower: Follower::new(salt, last.next()),
-            file: None,
+            writing: None,
             newest: names.last().cloned(),
             synced: last,
             frame: Vec::new(),
             first: None,
             salt,
-        })
+            days: days.max(1),
+            failures: 0,
+        };
+        journal.prune(SystemTime::now());
+        Ok(journal)
+    }
+
+    /// How long to wait after the last attempt: twice as long after each failure.
+    pub(crate) fn patience(&self, interval: Duration) -> Duration {
+        interval.saturating_mul(1 << self.failures.min(16)).min(PATIENCE_MAX.max(interval))
     }
 
     /// Copies what the extents hold and syncs it. The answer is how far the journal is durable.
     pub(crate) fn catch_up(&mut self, files: &Files, extents: &[Extent]) -> io::Result<Lsn> {
         self.follower.look_again();
         let copied = self.copy(files, extents);
-        if copied.is_err() {
-            // What of it is on disk is unknown: the file is left as it is, and its events are written again
-            // to another. A reader passes over what it has seen.
-            self.file = None;
-            if let Some(newest) = &mut self.newest {
-                newest.part += 1;
-            }
-            self.follower = Follower::new(self.salt, self.synced.next());
-            self.frame.clear();
-            self.first = None;
+        if copied.is_ok() {
+            self.failures = 0;
+        } else {
+            self.failures = self.failures.saturating_add(1);
+            self.step_back();
         }
         copied
+    }
+
+    /// What failed is written again: over what came of it, if that can be cut off, else to another file. A reader
+    /// passes over what it has seen.
+    fn step_back(&mut self) {
+        if let Some(mut writing) = self.writing.take() {
+            if !writing.spoilt && writing.file.set_len(writing.safe).is_ok() {
+                writing.end = writing.safe;
+                self.writing = Some(writing);
+            } else if let Some(newest) = &mut self.newest {
+                newest.part += 1;
+            }
+        }
+        self.follower = Follower::new(self.salt, self.synced.next());
+        self.frame.clear();
+        self.first = None;
+    }
+
+    /// Removes the files of days that are not kept. One that cannot be removed waits for the next day.
+    fn prune(&self, now: SystemTime) {
+        let kept = Duration::from_secs(86_400) * (self.days - 1);
+        let oldest = day_name(now.checked_sub(kept).unwrap_or(UNIX_EPOCH));
+        let Ok(names) = names(&self.dir) else { return };
+        // The newest says where the journal goes on, however old it is.
+        let Some((_, older)) = names.split_last() else { return };
+        for name in older.iter().filter(|name| name.day < oldest) {
+            match std::fs::remove_file(name.path(&self.dir)) {
+                Ok(()) => tracing::info!(day = name.day, "a day of the event journal is removed"),
+                Err(error) => {
+                    tracing::warn!(day = name.day, %error, "an old event journal cannot be removed");
+                }
+            }
+        }
     }
 
     fn copy(&mut self, files: &Files, extents: &[Extent]) -> io::Result<Lsn> {
@@ -211,8 +270,8 @@ impl Journal {
             self.write_frame(last)?;
             wrote = true;
         }
-        if wrote && let Some((_, file)) = &self.file {
-            file.sync_data()?;
+        if wrote && let Some(writing) = &mut self.writing {
+            writing.sync()?;
         }
         self.synced = last;
         Ok(last)
@@ -226,27 +285,47 @@ impl Journal {
             length: u32::try_from(packed.len()).unwrap_or(u32::MAX),
             checksum: crc32c::crc32c(&packed),
         };
-        let file = self.file_of_today()?;
-        file.write_all(&[&header.encode()[..], &packed].concat())?;
+        let frame = [&header.encode()[..], &packed].concat();
+        let writing = self.file_of_today()?;
+        writing.file.write_all(&frame)?;
+        writing.end += frame.len() as u64;
         self.frame.clear();
         self.first = None;
         Ok(())
     }
 
-    fn file_of_today(&mut self) -> io::Result<&mut File> {
-        let today = Name { day: day_name(SystemTime::now()), part: 0 };
+    fn file_of_today(&mut self) -> io::Result<&mut Writing> {
+        let now = SystemTime::now();
+        let today = Name { day: day_name(now), part: 0 };
         let name = self.newest.clone().map_or(today.clone(), |newest| newest.max(today));
-        if let Some((of, file)) = self.file.take() {
-            if of == name {
-                return Ok(&mut self.file.insert((of, file)).1);
-            }
-            file.sync_data()?;
+        if let Some(writing) = &mut self.writing
+            && writing.name != name
+        {
+            writing.sync()?;
+            self.writing = None;
         }
-        let file = OpenOptions::new().create(true).append(true).open(name.path(&self.dir))?;
-        file.sync_all()?;
-        sync_directory(&self.dir)?;
-        self.newest = Some(name.clone());
-        Ok(&mut self.file.insert((name, file)).1)
+        if self.writing.is_none() {
+            let file = OpenOptions::new().create(true).append(true).open(name.path(&self.dir))?;
+            file.sync_all()?;
+            sync_directory(&self.dir)?;
+            let end = file.metadata()?.len();
+            self.newest = Some(name.clone());
+            self.writing = Some(Writing { name, file, safe: end, end, spoilt: false });
+            self.prune(now);
+        }
+        // Invariant: made above if there was none.
+        self.writing.as_mut().ok_or_else(|| io::ErrorKind::NotFound.into())
+    }
+}
+
+impl Writing {
+    fn sync(&mut self) -> io::Result<()> {
+        let synced = self.file.sync_data();
+        match synced {
+            Ok(()) => self.safe = self.end,
+            Err(_) => self.spoilt = true,
+        }
+        synced
     }
 }
 
@@ -398,7 +477,6 @@ fn unpack(mut plain: &[u8]) -> impl Iterator<Item = Event> + '_ {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::time::Duration;
 
     #[test]
     fn days_are_named_by_the_civil_calendar() {
@@ -407,6 +485,59 @@ mod tests {
         assert_eq!(at(951_782_400), "2000-02-29");
         assert_eq!(at(1_795_564_799), "2026-11-24");
         assert_eq!(at(1_795_564_800), "2026-11-25");
+    }
+
+    #[test]
+    fn days_that_are_not_kept_are_removed_but_never_the_newest_file() {
+        let dir = tempfile::tempdir().unwrap();
+        let now = UNIX_EPOCH + Duration::from_secs(1_795_564_800);
+        for name in
+            ["2026-11-20.log.zst", "2026-11-23.log.zst", "2026-11-23.000001.log.zst", "2026-11-24.log.zst"]
+        {
+            std::fs::write(dir.path().join(name), b"").unwrap();
+        }
+        std::fs::write(dir.path().join("notes.txt"), b"").unwrap();
+        let mut journal = Journal::open(dir.path(), 7, u32::MAX).unwrap();
+        let left = |journal: &Journal| {
+            journal.prune(now);
+            names(dir.path()).unwrap().into_iter().map(|name| name.day).collect::<Vec<_>>()
+        };
+        journal.days = 3;
+        assert_eq!(left(&journal), ["2026-11-23", "2026-11-23", "2026-11-24"]);
+        journal.days = 1;
+        assert_eq!(left(&journal), ["2026-11-24"]);
+        assert!(dir.path().join("notes.txt").exists());
+    }
+
+    #[test]
+    fn a_journal_that_cannot_be_written_is_tried_less_and_less_often() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut journal = Journal::open(dir.path(), 7, 30).unwrap();
+        let second = Duration::from_secs(1);
+        assert_eq!(journal.patience(second), second);
+        journal.failures = 3;
+        assert_eq!(journal.patience(second), 8 * second);
+        journal.failures = u32::MAX;
+        assert_eq!(journal.patience(second), PATIENCE_MAX);
+    }
+
+    #[test]
+    fn a_write_that_failed_is_cut_off_and_its_file_used_again() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut journal = Journal::open(dir.path(), 7, 30).unwrap();
+        for _ in 0..3 {
+            let writing = journal.file_of_today().unwrap();
+            // Half a frame, and the disk is full.
+            writing.file.write_all(b"half a frame").unwrap();
+            journal.step_back();
+        }
+        let only = names(dir.path()).unwrap();
+        assert_eq!(only.len(), 1);
+        assert_eq!(std::fs::metadata(only[0].path(dir.path())).unwrap().len(), 0);
+        journal.file_of_today().unwrap().spoilt = true;
+        journal.step_back();
+        journal.file_of_today().unwrap();
+        assert_eq!(names(dir.path()).unwrap().len(), 2, "after a failed sync the file is not trusted");
     }
 
     #[test]

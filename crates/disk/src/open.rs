@@ -1,7 +1,7 @@
 //! Opening a data directory: the lock, the checkpoint, the replay.
 
 use crate::checkpoint::{Checkpoints, Manifest};
-use crate::files::{Disk, Files};
+use crate::files::{Disk, Files, make_directory};
 use postrider_spool::{Log, Lsn, Position, Recovery, Replayed, Report, Settings};
 use std::fs::{File, OpenOptions, TryLockError};
 use std::io;
@@ -33,11 +33,25 @@ impl OpenError {
     }
 }
 
+/// How the directory is kept in order.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Upkeep {
+    /// Days for which the event journal is kept; today is one.
+    pub event_days: u32,
+}
+
+impl Default for Upkeep {
+    fn default() -> Self {
+        Self { event_days: crate::journal::DAYS_DEFAULT }
+    }
+}
+
 /// A log directory before its past is read.
 #[derive(Debug)]
 pub struct Opened {
     dir: PathBuf,
     settings: Settings,
+    upkeep: Upkeep,
     salt: u64,
     lock: File,
     checkpoints: Checkpoints,
@@ -61,10 +75,11 @@ pub fn open(dir: &Path, segment_size_bytes: u32, salt: u64) -> Result<Opened, Op
 /// # Errors
 /// As [`open`].
 pub fn open_with(dir: &Path, settings: Settings, salt: u64) -> Result<Opened, OpenError> {
-    std::fs::create_dir_all(dir).map_err(|error| OpenError::io(dir, error))?;
+    make_directory(dir).map_err(|error| OpenError::io(dir, error))?;
     let lock = lock(dir)?;
     let checkpoints = Checkpoints::open(&dir.join("checkpoint"))?;
-    Ok(Opened { dir: dir.to_owned(), settings, salt, lock, checkpoints })
+    let upkeep = Upkeep::default();
+    Ok(Opened { dir: dir.to_owned(), settings, upkeep, salt, lock, checkpoints })
 }
 
 fn lock(dir: &Path) -> Result<File, OpenError> {
@@ -79,6 +94,12 @@ fn lock(dir: &Path) -> Result<File, OpenError> {
 }
 
 impl Opened {
+    /// With other than the default upkeep.
+    #[must_use]
+    pub fn with_upkeep(self, upkeep: Upkeep) -> Self {
+        Self { upkeep, ..self }
+    }
+
     /// The newest valid checkpoint, if there is one; load its parts before the replay.
     #[must_use]
     pub fn checkpoint(&self) -> Option<Arc<Manifest>> {
@@ -131,7 +152,14 @@ impl Opened {
         for manifest in self.checkpoints.kept() {
             log.checkpointed(manifest.replay_from);
         }
-        Ok(Recovered { files: Arc::new(files), log, report, lock: self.lock, checkpoints: self.checkpoints })
+        Ok(Recovered {
+            files: Arc::new(files),
+            log,
+            report,
+            upkeep: self.upkeep,
+            lock: self.lock,
+            checkpoints: self.checkpoints,
+        })
     }
 }
 
@@ -141,6 +169,7 @@ pub struct Recovered {
     pub(crate) files: Arc<Files>,
     pub(crate) log: Log,
     pub(crate) report: Report,
+    pub(crate) upkeep: Upkeep,
     pub(crate) lock: File,
     pub(crate) checkpoints: Checkpoints,
 }

@@ -12,7 +12,7 @@ use crate::recover;
 use crate::shared::Shared;
 use crate::workers::Workers;
 use mio::{Poll, Waker};
-use postrider_disk::{Committer, CommitterHandle};
+use postrider_disk::{Committer, CommitterHandle, Upkeep};
 use postrider_dns::{Resolver, ResolverOptions};
 use postrider_engine::operate::{Request, Response};
 use postrider_engine::{Shard, ShardConfig};
@@ -49,6 +49,8 @@ pub struct RelayConfig {
     /// Octets that sessions and fresh content may hold in memory, all shards together; 0 means the default of
     /// 512 MiB.
     pub memory_max_bytes: usize,
+    /// How the log's directory is kept in order.
+    pub upkeep: Upkeep,
     /// PEM files of further authorities that vouch for next hops.
     pub authorities: Vec<PathBuf>,
 }
@@ -64,6 +66,7 @@ impl RelayConfig {
             shards: 0,
             segment_size_bytes: 0,
             memory_max_bytes: 0,
+            upkeep: Upkeep::default(),
             authorities: Vec::new(),
         }
     }
@@ -133,18 +136,20 @@ impl Relay {
             shards,
             segment_size_bytes,
             memory_max_bytes,
+            upkeep,
             authorities,
         } = config;
         let memory_max_bytes = if memory_max_bytes == 0 { MEMORY_MAX_BYTES } else { memory_max_bytes };
         let in_dir = |error| StartError::DataDir { path: data_dir.clone(), error };
-        make_dir(&data_dir).map_err(in_dir)?;
+        postrider_disk::make_directory(&data_dir).map_err(in_dir)?;
         let shards = match shards {
             0 => std::thread::available_parallelism().map_or(1, usize::from),
             shards => shards,
         };
         let clock = Clock::start();
         let instance = Instance::open(&data_dir).map_err(in_dir)?;
-        let opened = postrider_disk::open(&data_dir.join("spool"), segment_size_bytes, instance.spool_salt)?;
+        let opened = postrider_disk::open(&data_dir.join("spool"), segment_size_bytes, instance.spool_salt)?
+            .with_upkeep(upkeep);
         let sandbox = Arc::new(Sandbox::open(data_dir.join("sandbox"), Bounds::default()).map_err(in_dir)?);
 
         if snapshot.listeners.len() > LISTENERS_MAX {
@@ -377,9 +382,4 @@ impl Relay {
             committer.stop();
         }
     }
-}
-
-fn make_dir(dir: &std::path::Path) -> std::io::Result<()> {
-    use std::os::unix::fs::DirBuilderExt;
-    std::fs::DirBuilder::new().recursive(true).mode(0o700).create(dir)
 }

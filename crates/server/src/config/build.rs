@@ -6,6 +6,7 @@ use super::schema;
 use super::value;
 use super::{DATA_DIR_DEFAULT, HttpSettings, Settings};
 use postrider_auth::Verifier;
+use postrider_disk::Upkeep;
 use postrider_model::snapshot::{
     Account, AddressPattern, CAPTURE_ROUTE, Cidr, Credentials, Delivery, DomainPattern, Host, Legacy,
     Listener, NextHop, Protocol, Route, Scheme, SessionLimits, Source, Target, TlsFiles, TlsLevel,
@@ -71,6 +72,7 @@ pub(super) fn build(root: &Section, surroundings: &Surroundings, problems: &mut 
             .and_then(|spool| spool.number("segment_size"))
             .and_then(|size| u32::try_from(size).ok())
             .unwrap_or(SEGMENT_SIZE_BYTES),
+        upkeep: upkeep(root.table("spool")),
         authorities: authorities(root.table("delivery"), &surroundings.directory, problems),
         http: http(root, &surroundings.directory, problems),
     }
@@ -98,6 +100,15 @@ fn http(root: &Section, directory: &Path, problems: &mut Problems) -> Option<Htt
         tls,
         trusted_proxies: section.parsed_list("trusted_proxies", problems, network),
     })
+}
+
+fn upkeep(spool: Option<&Section>) -> Upkeep {
+    let number = |key| spool.and_then(|spool| spool.number(key));
+    let mut upkeep = Upkeep::default();
+    if let Some(days) = number("event_days").and_then(|days| u32::try_from(days).ok()) {
+        upkeep.event_days = days;
+    }
+    upkeep
 }
 
 /// The machine's name if it is one that a receiver could look up, else `localhost`.

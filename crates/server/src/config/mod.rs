@@ -31,6 +31,8 @@ pub struct Settings {
     pub segment_size_bytes: u32,
     /// Octets that sessions and fresh content may hold in memory.
     pub memory_max_bytes: usize,
+    /// How the log's directory is kept in order.
+    pub upkeep: postrider_disk::Upkeep,
     /// PEM files of further authorities that vouch for next hops.
     pub authorities: Vec<PathBuf>,
     /// Where HTTP is served; `None` is nowhere.

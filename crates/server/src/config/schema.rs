@@ -465,10 +465,18 @@ pub static DELIVERY: Table = Table {
 pub static SPOOL: Table = Table {
     title: "[spool]",
     about: "The durable log in `data_dir`. Changes need a restart.",
-    keys: &[key(
-        "segment_size",
-        size(1 << 20, 1 << 30),
-        "\"64 MiB\"",
-        "Octets of one file of the log. A message must fit.",
-    )],
+    keys: &[
+        key(
+            "segment_size",
+            size(1 << 20, 1 << 30),
+            "\"64 MiB\"",
+            "Octets of one file of the log. A message must fit.",
+        ),
+        key(
+            "event_days",
+            number(1, 3_650),
+            "30",
+            "Days for which the event journal is kept in `spool/events`; today is one.",
+        ),
+    ],
 };

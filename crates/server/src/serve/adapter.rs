@@ -79,6 +79,7 @@ impl Adapter {
             ("data_dir", settings.data_dir != loaded.settings.data_dir),
             ("shards", settings.shards != loaded.settings.shards),
             ("memory", settings.memory_max_bytes != loaded.settings.memory_max_bytes),
+            ("spool.event_days", settings.upkeep.event_days != loaded.settings.upkeep.event_days),
             ("spool.segment_size", settings.segment_size_bytes != loaded.settings.segment_size_bytes),
             ("delivery.authorities", settings.authorities != loaded.settings.authorities),
             (

@@ -70,6 +70,7 @@ pub(crate) fn run(place: &Place, args: &ServeArgs) -> Result<u8> {
         shards: settings.shards,
         segment_size_bytes: settings.segment_size_bytes,
         memory_max_bytes: settings.memory_max_bytes,
+        upkeep: settings.upkeep,
         authorities: settings.authorities.clone(),
     }) {
         Ok(relay) => relay,
@@ -172,8 +173,7 @@ fn reload(running: &Adapter) {
 }
 
 fn make_data_dir(path: &Path) -> Result<()> {
-    use std::os::unix::fs::DirBuilderExt;
-    std::fs::DirBuilder::new().recursive(true).mode(0o700).create(path).with_context(|| {
+    postrider_disk::make_directory(path).with_context(|| {
         format!("cannot make the data directory {}; choose another with --data-dir", path.display())
     })
 }
