@@ -25,6 +25,7 @@
 #![allow(clippy::unwrap_used, reason = "a harness of tests ends a test by panicking")]
 
 mod command;
+mod forgetful;
 mod mail;
 pub mod names;
 mod relay;
@@ -34,6 +35,7 @@ mod tap;
 
 pub use command::{Answer, install, program, run, run_with_input};
 pub use enclosure::{Room, Running, User, once};
+pub use forgetful::ForgetfulDisk;
 pub use mail::{LETTER, ends_with_letter, letter, without_added_fields};
 pub use relay::{PASSWORD, Relay, USER, binary, verifier};
 pub use site::{Site, packages, shared_folder, until};

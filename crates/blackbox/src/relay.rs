@@ -108,6 +108,12 @@ impl Relay {
     #[track_caller]
     pub fn restart(&mut self) {
         self.kill();
+        self.start_again();
+    }
+
+    /// Starts it again after [`Relay::kill`].
+    #[track_caller]
+    pub fn start_again(&mut self) {
         self.child = launch(&self.wrapper, &self.config, &self.log);
         self.wait_until_ready();
     }
@@ -150,9 +156,12 @@ impl Relay {
 
     /// Ends it at once, as kill -9 does.
     pub fn kill(&mut self) {
+        let process = self.process();
         self.signal(Signal::KILL);
         let _ = self.child.kill();
         let _ = self.child.wait();
+        // Under a wrapper it is no child of ours, and may still hold the lock of its data.
+        until("the relay is dead", STOP, || is_dead(process).then_some(()));
     }
 
     /// Asks it to stop and waits until it has.
@@ -211,6 +220,12 @@ impl Drop for Relay {
             eprintln!("--- the relay's log\n{}", &log[from..]);
         }
     }
+}
+
+/// No such process, or a zombie.
+fn is_dead(process: u32) -> bool {
+    let status = fs::read_to_string(format!("/proc/{process}/stat")).unwrap_or_default();
+    status.rsplit_once(") ").is_none_or(|(_, rest)| rest.starts_with('Z'))
 }
 
 fn launch(wrapper: &[String], config: &Path, log: &Path) -> Child {

@@ -1,10 +1,10 @@
 //! Disks that are full, fail to write or fail to sync: no false 250, a clear 4xx, recovery where it may be; and
 //! the order of system calls behind a 250.
 
-use blackbox::{Relay, Site, program, skip};
+use blackbox::{Relay, Site, program, skip, until};
 use std::collections::{HashMap, HashSet};
 use std::net::SocketAddr;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
 use storm::check::{self, Known};
@@ -14,6 +14,10 @@ use storm::source::{self, Outcome, Plan};
 
 /// Everything is delivered within this time.
 const DRAIN: Duration = Duration::from_secs(60);
+/// How long a client waits for any verdict before it gives up.
+const PATIENCE: Duration = Duration::from_secs(20);
+/// A disk that fails is told to the client within this time.
+const PROMPT: Duration = Duration::from_secs(5);
 
 fn config(address: SocketAddr, sink: SocketAddr) -> String {
     format!(
@@ -36,9 +40,29 @@ fn refusals(outcome: &Outcome) -> Vec<String> {
 }
 
 fn send(address: SocketAddr, messages: u64, run: u64) -> Outcome {
-    let plan =
-        Plan { run: Some(run), patience: Duration::from_secs(20), ..Plan::to(address).messages(messages) };
+    let plan = Plan { run: Some(run), patience: PATIENCE, ..Plan::to(address).messages(messages) };
     source::run(&plan).unwrap()
+}
+
+/// Sends until ten messages in a row are taken; what was sent comes to the journal.
+fn take_again(address: SocketAddr, journal: &mut Vec<u8>) {
+    let mut run = 2;
+    until("mail is taken again", DRAIN, || {
+        let outcome = send(address, 10, run);
+        run += 1;
+        journal.extend_from_slice(&outcome.journal);
+        (outcome.counts.acknowledged == 10).then_some(())
+    });
+}
+
+/// From MAIL to the verdict, for each message.
+fn waits(outcome: &Outcome) -> Vec<Duration> {
+    let mut waits = Vec::new();
+    record::read_source(&outcome.journal, |sent| {
+        waits.push(Duration::from_micros(sent.end_us - sent.start_us));
+    })
+    .unwrap();
+    waits
 }
 
 /// strace on the binary, with these faults; its output goes to the file.
@@ -64,6 +88,24 @@ fn successes(trace: &Path, call: &str) -> u64 {
     let finished =
         |line: &&str| line.contains(&format!("{call}(")) || line.contains(&format!("{call} resumed>"));
     text.lines().filter(finished).filter(|line| line.trim_end().ends_with("= 0")).count() as u64
+}
+
+/// A small file system in memory.
+struct SmallDisk(PathBuf);
+
+impl SmallDisk {
+    fn mount(at: PathBuf, size: &str) -> Option<SmallDisk> {
+        std::fs::create_dir_all(&at).unwrap();
+        let options = format!("size={size},mode=0700");
+        let mounted = Command::new("mount").args(["-t", "tmpfs", "-o", &options, "tmpfs"]).arg(&at).status();
+        mounted.is_ok_and(|status| status.success()).then_some(SmallDisk(at))
+    }
+}
+
+impl Drop for SmallDisk {
+    fn drop(&mut self) {
+        let _ = Command::new("umount").arg("--lazy").arg(&self.0).status();
+    }
 }
 
 #[test]
@@ -109,24 +151,31 @@ fn when_no_sync_succeeds_no_mail_is_taken() {
     let (address, next_hop) = (site.free(1), site.free(2));
     let sink = Sink::start(Options::at(vec![next_hop])).unwrap();
     let mut relay = start(&site, address, next_hop, &words(&tracer));
-    let mut outcome = send(address, 60, 1);
+    let outcome = send(address, 60, 1);
     let last = send(address, 5, 2);
-    outcome.journal.extend_from_slice(&last.journal);
     let mut replies = refusals(&outcome);
     replies.extend(refusals(&last));
     eprintln!("{:?}, then {:?}: {replies:?}", outcome.counts, last.counts);
     // One session, one message after the other: each 250 had a sync of its own.
     assert!(outcome.counts.acknowledged <= successes(&trace, "fdatasync"));
     assert_eq!(last.counts.acknowledged, 0, "a 250 without a disk");
-    assert!(replies.iter().all(|reply| reply.starts_with('4')), "{replies:?}");
+    assert!(replies.iter().all(|reply| reply.starts_with("451 4.3.0")), "{replies:?}");
+    for told in [&outcome, &last] {
+        assert_eq!((&told.trouble, told.counts.unsent, told.counts.broken), (&None, 0, 0));
+        let waits = waits(told);
+        let longest = waits.iter().max();
+        assert!(longest < Some(&PROMPT), "a client waited {longest:?}");
+        assert_eq!(waits.len() as u64, told.counts.acknowledged + told.counts.refused);
+    }
     assert!(relay.is_running(), "a bad disk is no reason to end: {}", relay.log());
     relay.kill();
     // With a disk that works, everything acknowledged is there.
     drop(relay);
     let relay = start(&site, address, next_hop, &[]);
     relay.wait_until_empty(DRAIN);
+    let journal = [outcome.journal, last.journal].concat();
     let report =
-        check::check(&outcome.journal, &sink.stop().log, &Known { open_connections: 20, ..Known::default() })
+        check::check(&journal, &sink.stop().log, &Known { open_connections: 20, ..Known::default() })
             .unwrap();
     assert!(report.holds(), "{report:#?}");
 }
@@ -141,8 +190,9 @@ fn a_failed_write_is_never_a_250_and_heals() {
     let (address, next_hop) = (site.free(1), site.free(2));
     let sink = Sink::start(Options::at(vec![next_hop])).unwrap();
     let relay = start(&site, address, next_hop, &words(&tracer));
-    let outcome = send(address, 100, 1);
+    let mut outcome = send(address, 100, 1);
     let replies = refusals(&outcome);
+    take_again(address, &mut outcome.journal);
     let failed = std::fs::read_to_string(&trace).unwrap().matches("(INJECTED)").count();
     eprintln!("{:?}, {failed} writes failed, {replies:?}", outcome.counts);
     assert!(failed >= 1, "no write failed");
@@ -150,12 +200,39 @@ fn a_failed_write_is_never_a_250_and_heals() {
         replies.iter().all(|reply| reply.starts_with("451 4.3.0") || reply.starts_with("452 4.3.1")),
         "{replies:?}"
     );
-    assert!(outcome.counts.acknowledged >= 80, "{:?}: {replies:?}", outcome.counts);
     relay.wait_until_empty(DRAIN);
     let report =
         check::check(&outcome.journal, &sink.stop().log, &Known { open_connections: 20, ..Known::default() })
             .unwrap();
     assert!(report.holds(), "{report:#?}");
+}
+
+#[test]
+fn a_full_disk_refuses_drains_and_takes_mail_again() {
+    let site = Site::new();
+    let Some(disk) = SmallDisk::mount(site.path("small"), "24m") else {
+        skip!("no small disk can be mounted here")
+    };
+    let (address, next_hop) = (site.free(1), site.free(2));
+    // The next hop is away: the backlog fills the disk.
+    let relay = Relay::start_at(&site, &disk.0.join("data"), &config(address, next_hop), &[]);
+    let outcome = send(address, 8_000, 1);
+    let replies = refusals(&outcome);
+    eprintln!("{:?}: {replies:?}", outcome.counts);
+    assert!(outcome.counts.refused > 0, "32 MB went into a disk of 24");
+    assert!(outcome.counts.acknowledged > 500, "{:?}", outcome.counts);
+    assert!(replies.iter().all(|reply| reply.starts_with("452 4.3.1")), "{replies:?}");
+    // The next hop is back: what was taken goes out, although there is no room.
+    let sink = Sink::start(Options::at(vec![next_hop])).unwrap();
+    relay.command(&["queue", "retry", "--all"]).must_succeed("queue retry");
+    relay.wait_until_empty(DRAIN);
+    let mut journal = outcome.journal;
+    take_again(address, &mut journal);
+    relay.wait_until_empty(DRAIN);
+    let report = check::check(&journal, &sink.stop().log, &Known::default()).unwrap();
+    assert!(report.holds(), "{report:#?}");
+    drop(relay);
+    drop(disk);
 }
 
 #[test]

@@ -64,6 +64,7 @@ impl Options {
 pub(crate) struct Shared {
     pub(crate) stop: AtomicBool,
     pub(crate) taken: AtomicU64,
+    pub(crate) open: AtomicU64,
     pub(crate) finished: AtomicBool,
 }
 
@@ -127,6 +128,12 @@ impl Sink {
     #[must_use]
     pub fn taken(&self) -> u64 {
         self.shared.taken.load(Ordering::Relaxed)
+    }
+
+    /// Connections open now.
+    #[must_use]
+    pub fn open_connections(&self) -> u64 {
+        self.shared.open.load(Ordering::Relaxed)
     }
 
     /// True when [`Options::expect`] was reached.

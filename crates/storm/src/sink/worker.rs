@@ -225,6 +225,7 @@ impl Worker {
             }
             self.serial += 1;
             entry.insert(Session::new(socket, self.serial));
+            self.shared.open.fetch_add(1, Ordering::Relaxed);
             self.hall.totals.connections_max =
                 self.hall.totals.connections_max.max(self.sessions.len() as u64);
             let step = self.sessions[token].greet(&mut self.hall, scratch);
@@ -239,6 +240,7 @@ impl Worker {
             Step::End => {
                 // Closing the socket takes it out of the poll.
                 self.sessions.remove(token);
+                self.shared.open.fetch_sub(1, Ordering::Relaxed);
             }
         }
     }
