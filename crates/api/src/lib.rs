@@ -21,6 +21,7 @@
 //! | `PATCH /v1/emails/{id}` | another `scheduled_at` |
 //! | `POST /v1/emails/{id}/cancel`, `…/retry` | acts on what of it waits |
 //! | `GET /v1/sandbox/messages` | what was captured of this application; `…/{id}`, `…/{id}/content` |
+//! | `/compat/resend`, `/compat/postmark`, `/compat/sendgrid` | the same, as other vendors' clients ask |
 //! | `GET /healthz`, `/readyz` | without a key |
 //!
 //! Routes of the socket ([`start`]):
@@ -49,6 +50,7 @@
 
 mod caller;
 mod client;
+mod compat;
 mod emails;
 mod http;
 mod metrics;

@@ -142,6 +142,11 @@ impl Problem {
         }
     }
 
+    /// The rule that forbids it.
+    pub(crate) fn rule(&self) -> Option<&str> {
+        self.rule.as_deref()
+    }
+
     /// The body, as JSON.
     pub(crate) fn json(&self) -> String {
         let body = Body {

@@ -4,7 +4,7 @@ use crate::caller::{Caller, Keys};
 use crate::port::{Captured, Relay, Wanted};
 use crate::problem::Problem;
 use crate::submitter::Submitter;
-use crate::{emails, sandbox};
+use crate::{compat, emails, sandbox};
 use axum::Json;
 use axum::Router;
 use axum::extract::rejection::QueryRejection;
@@ -44,6 +44,7 @@ pub(crate) fn router<R: Relay + Keys>(relay: R) -> Router {
         .route("/v1/sandbox/messages", get(list::<R>))
         .route("/v1/sandbox/messages/{id}", get(show::<R>).delete(delete::<R>))
         .route("/v1/sandbox/messages/{id}/content", get(content::<R>))
+        .merge(compat::router())
         .route("/healthz", get(|| async { "ok\n" }))
         .route("/readyz", get(ready::<R>))
         .fallback(|| async { Problem::not_found("no such route; the routes are listed in docs/api.md") })

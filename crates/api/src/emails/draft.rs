@@ -5,7 +5,7 @@ use crate::problem::{FieldError, Problem};
 use base64::Engine as _;
 use base64::engine::general_purpose::{STANDARD, STANDARD_NO_PAD};
 use postrider_ingress::{Content, Submission};
-use postrider_message::{Attachment, Parts, Party, compose};
+use postrider_message::{Attachment, Composed, Parts, Party, compose};
 use postrider_model::control::{Application, Environment, Writer};
 use postrider_model::{BodyKind, Class, Envelope, Mailbox, Timestamp};
 use std::collections::HashSet;
@@ -51,6 +51,37 @@ impl Sender {
 /// # Errors
 /// Everything that is wrong with it, each field by name; or the rule that forbids it.
 pub(crate) fn draft(request: &EmailRequest, sender: &Sender, now: Timestamp) -> Result<Submission, Problem> {
+    let Drafted { author, recipients, composed, class, due } = drafted(request, now)?;
+    may_send(sender, &author, now)?;
+    let needs_smtputf8 = composed.needs_smtputf8 || recipients.iter().any(Mailbox::needs_smtputf8);
+    let envelope = Envelope {
+        reverse_path: Some(author),
+        body: if composed.needs_smtputf8 { BodyKind::EightBitMime } else { BodyKind::SevenBit },
+        smtputf8: needs_smtputf8,
+        ..Envelope::default()
+    };
+    let submission = sender.submission(envelope, recipients, Content::composed(composed.content));
+    Ok(Submission { class, due, ..submission })
+}
+
+/// Whether a request could be sent by somebody; an empty id if so.
+///
+/// # Errors
+/// Everything that is wrong with it.
+pub(crate) fn check(request: &EmailRequest, now: Timestamp) -> Result<Box<str>, Problem> {
+    drafted(request, now).map(|_| "".into())
+}
+
+/// A message that is right, whoever sends it.
+struct Drafted {
+    author: Mailbox,
+    recipients: Vec<Mailbox>,
+    composed: Composed,
+    class: Class,
+    due: Option<Timestamp>,
+}
+
+fn drafted(request: &EmailRequest, now: Timestamp) -> Result<Drafted, Problem> {
     let mut errors = Vec::new();
     let from = parties("from", std::slice::from_ref(&request.from), &mut errors);
     if from.len() != 1 && errors.is_empty() {
@@ -101,16 +132,7 @@ pub(crate) fn draft(request: &EmailRequest, sender: &Sender, now: Timestamp) -> 
     };
     // Invariant: with no errors there is exactly one.
     let Some(author) = from.into_iter().next() else { return Err(Problem::invalid(errors)) };
-    may_send(sender, &author.mailbox, now)?;
-    let needs_smtputf8 = composed.needs_smtputf8 || recipients.iter().any(Mailbox::needs_smtputf8);
-    let envelope = Envelope {
-        reverse_path: Some(author.mailbox),
-        body: if composed.needs_smtputf8 { BodyKind::EightBitMime } else { BodyKind::SevenBit },
-        smtputf8: needs_smtputf8,
-        ..Envelope::default()
-    };
-    let submission = sender.submission(envelope, recipients, Content::composed(composed.content));
-    Ok(Submission { class, due, ..submission })
+    Ok(Drafted { author: author.mailbox, recipients, composed, class, due })
 }
 
 /// Whether the application may send as this address now; asked again where the message is taken.

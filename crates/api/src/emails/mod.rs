@@ -65,6 +65,14 @@ pub(crate) fn is_json(headers: &HeaderMap) -> bool {
     kind.eq_ignore_ascii_case("application/json")
 }
 
+/// What a client relies on that is not there is refused.
+fn no_idempotency_key(headers: &HeaderMap) -> Result<(), Problem> {
+    if headers.contains_key("idempotency-key") {
+        return Err(Problem::bad_request("the header Idempotency-Key is not supported yet; leave it out"));
+    }
+    Ok(())
+}
+
 pub(crate) fn sender(caller: &Caller, peer: Peer) -> Result<Sender, Problem> {
     let application = caller.application(Scope::Send)?.clone();
     Ok(Sender { application, environment: caller.key.environment, client: peer.address })
@@ -79,6 +87,7 @@ pub(crate) async fn send<R: Relay + Keys>(
     body: Bytes,
 ) -> Result<(StatusCode, axum::Json<Sent>), Problem> {
     let sender = sender(&caller, peer)?;
+    no_idempotency_key(&headers)?;
     if !is_json(&headers) {
         return Err(Problem::unsupported_type("application/json"));
     }
@@ -104,6 +113,7 @@ pub(crate) async fn batch<R: Relay + Keys>(
     body: Bytes,
 ) -> Result<Response, Problem> {
     let sender = sender(&caller, peer)?;
+    no_idempotency_key(&headers)?;
     if !is_json(&headers) {
         return Err(Problem::unsupported_type("application/json"));
     }
