@@ -167,7 +167,8 @@ impl FromStr for Mailbox {
             return Err(AddressError::LocalTooLong);
         }
         // Line ends to some programs and invisible to people (RFC 6531 allows them, nobody has them).
-        let hidden = |c: char| c.is_control() || matches!(c, '\u{2028}' | '\u{2029}');
+        // Nor may what looks like a space: some readers trim it, and see another address.
+        let hidden = |c: char| c.is_control() || !c.is_ascii() && c.is_whitespace();
         if !text[..at].is_ascii() && text[..at].chars().any(hidden) {
             return Err(AddressError::Local);
         }
@@ -336,6 +337,7 @@ mod tests {
         check("a@example.1", Err(AddressError::DomainNumeric));
         check("ü\u{85}@example.com", Err(AddressError::Local));
         check("ü\u{2028}@example.com", Err(AddressError::Local));
+        check("\u{a0}a@example.com", Err(AddressError::Local));
     }
 
     #[test]
