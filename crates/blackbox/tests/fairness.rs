@@ -149,3 +149,35 @@ fn a_receiver_with_a_limit_of_connections_defers_little() {
     assert!(totals.deferral_share() <= 0.2, "{totals:?}");
     assert!(totals.connections_max >= 8, "what the receiver allows is not used: {totals:?}");
 }
+
+/// More tarpits than the relay may have connections in all: each takes what it can get and holds it.
+#[test]
+fn many_tarpits_do_not_take_every_connection() {
+    const TARPITS: u8 = 8;
+    let site = Site::new();
+    let (address, good_at) = (site.free(1), site.free(2));
+    let tarpits_at: Vec<_> = (0..TARPITS).map(|number| site.free(10 + number)).collect();
+    let tarpit = sink(tarpits_at.clone(), "[[rule]]\nat = \"mail\"\ndelay_ms = 120000\n");
+    let good = sink(vec![good_at], "");
+    let mut config = format!(
+        "[[listener]]\naddress = \"{address}\"\nlegacy = {{ clients = [\"127.0.0.0/8\"], from = [\"*\"] }}\n\
+         [delivery]\nconnections = 40\nconnections_per_site = 20\n\
+         [[route]]\ndomains = [\"good.test\"]\nto = [\"smtp://{good_at}\"]\n"
+    );
+    for (number, tarpit) in tarpits_at.iter().enumerate() {
+        config += &format!("[[route]]\ndomains = [\"tarpit{number}.test\"]\nto = [\"smtp://{tarpit}\"]\n");
+    }
+    let relay = Relay::start(&site, &config);
+    let domains: Vec<_> = (0..TARPITS).map(|number| format!("tarpit{number}.test")).collect();
+    let plan = Plan { domains, ..Plan::to(address).messages(800).sessions(4) };
+    assert_eq!(source::run(&plan).unwrap().counts.acknowledged, 800);
+    let top = || relay.command(&["top", "--once"]).text;
+    until("the tarpits have what they can get", DELIVERY, || {
+        top().contains("The relay has as many").then_some(())
+    });
+    let plan = Plan { domains: vec!["good.test".into()], ..Plan::to(address).messages(200).sessions(4) };
+    assert_eq!(source::run(&plan).unwrap().counts.acknowledged, 200);
+    until("the others' mail is delivered", DELIVERY / 2, || (good.taken() >= 200).then_some(()));
+    eprintln!("{}", top());
+    assert_eq!(tarpit.stop().totals.taken, 0);
+}

@@ -272,7 +272,10 @@ impl Model {
                 match view.limit {
                     Limit::None => lane.units.max(1) <= lane.pulling + lane.opening,
                     Limit::Window | Limit::Connections => lane.used() >= lane.allowed(),
-                    Limit::ConnectionsMax => queue.connections >= queue.settings.connections_max,
+                    Limit::ConnectionsMax => {
+                        queue.connections >= queue.settings.connections_more_max()
+                            && (lane.used() > 0 || queue.connections >= queue.settings.connections_max)
+                    }
                     Limit::Slots => lane.slots <= lane.used() && lane.is_wanting,
                     _ => false,
                 },

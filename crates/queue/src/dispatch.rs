@@ -117,7 +117,7 @@ impl Queue {
         if !self.alarmed.is_empty()
             || !self.draining.is_empty()
             || !self.agenda.is_empty()
-            || (!self.starved.is_empty() && self.connections < self.settings.connections_max)
+            || self.has_turn_for_starved()
             || (!self.questions.is_empty() && self.asked < self.settings.resolves_max)
         {
             return Some(Timestamp::default());
@@ -315,10 +315,7 @@ impl Queue {
 
     fn poll_lanes(&mut self) -> Option<Action> {
         loop {
-            if self.connections < self.settings.connections_max
-                && let Some(lane) = self.starved.pop_front()
-            {
-                self.lanes[lane].is_starved = false;
+            if let Some(lane) = self.next_starved() {
                 self.touch_lane(lane);
                 self.turn = lane;
                 let action = self.evaluate(lane);
@@ -341,9 +338,32 @@ impl Queue {
         }
     }
 
+    /// The next lane that waits for connections of others to end and for which there is room: first those that
+    /// have none at all.
+    fn next_starved(&mut self) -> Option<u32> {
+        if self.connections < self.settings.connections_max
+            && let Some(lane) = self.starved.pop_front()
+        {
+            self.lanes[lane].is_starved = false;
+            return Some(lane);
+        }
+        if self.connections < self.settings.connections_more_max()
+            && let Some(lane) = self.starved_more.pop_front()
+        {
+            self.lanes[lane].is_starved_more = false;
+            return Some(lane);
+        }
+        None
+    }
+
+    fn has_turn_for_starved(&self) -> bool {
+        !self.starved.is_empty() && self.connections < self.settings.connections_max
+            || !self.starved_more.is_empty() && self.connections < self.settings.connections_more_max()
+    }
+
     /// Lanes that wait for any connection to end take those of others that have no work.
     fn close_for_starved(&mut self) -> Option<Action> {
-        if self.closing as usize >= self.starved.len() {
+        if self.closing as usize >= self.starved.len() + self.starved_more.len() {
             return None;
         }
         let lane = self.idlers.front()?;
@@ -449,12 +469,18 @@ impl Queue {
             lane.is_wanting = true;
             return Some(Action::WantSlot(LaneId(index)));
         }
-        let is_full = self.connections >= self.settings.connections_max;
-        if is_full || (!self.starved.is_empty() && self.turn != index) {
+        let is_first = used == 0;
+        let (max, starved) = if is_first {
+            (self.settings.connections_max, &mut self.starved)
+        } else {
+            (self.settings.connections_more_max(), &mut self.starved_more)
+        };
+        if self.connections >= max || (!starved.is_empty() && self.turn != index) {
             // First come, first served. The slot stays: the turn will come.
             lane.limit = Limit::ConnectionsMax;
-            if !std::mem::replace(&mut lane.is_starved, true) {
-                self.starved.push_back(index);
+            let waits = if is_first { &mut lane.is_starved } else { &mut lane.is_starved_more };
+            if !std::mem::replace(waits, true) {
+                starved.push_back(index);
             }
             return None;
         }

@@ -124,6 +124,8 @@ pub struct Queue {
     pub(crate) agenda: VecDeque<u32>,
     /// Lanes that wait for any connection to end.
     pub(crate) starved: VecDeque<u32>,
+    /// The same, of lanes that have a connection already and want more.
+    pub(crate) starved_more: VecDeque<u32>,
     /// The one of those whose turn it is, else `NIL`.
     pub(crate) turn: u32,
     /// Lanes that have connections without work.
@@ -163,6 +165,7 @@ impl Queue {
             alarmed: List::default(),
             agenda: VecDeque::new(),
             starved: VecDeque::new(),
+            starved_more: VecDeque::new(),
             turn: NIL,
             idlers: List::default(),
             closing: 0,

@@ -16,7 +16,7 @@ pub struct Settings {
     pub retry_of_class: [Option<Vec<Duration>>; 3],
     /// Each wait is made longer or shorter by up to this many thousandths.
     pub jitter_per_mille: u32,
-    /// Connections at once over all lanes of this shard.
+    /// Connections at once over all lanes of this shard; the last quarter is for lanes that have none.
     pub connections_max: u32,
     /// Domains in resolution at once.
     pub resolves_max: u32,
@@ -52,6 +52,12 @@ impl Default for Settings {
 }
 
 impl Settings {
+    /// Connections over all lanes beyond which only lanes without any may open one: a quarter is kept for those,
+    /// so that some sites that hold their connections for long do not keep all others from being reached.
+    pub(crate) fn connections_more_max(&self) -> u32 {
+        self.connections_max - self.connections_max / 4
+    }
+
     /// The wait after so many failed attempts (from 1), spread by `random`.
     pub(crate) fn wait(&self, class: Option<Class>, failures: u16, random: u64) -> Duration {
         let own = class.and_then(|class| self.retry_of_class[class as usize].as_ref());

@@ -154,6 +154,8 @@ pub(crate) struct Lane {
     pub(crate) on_agenda: bool,
     /// Waits for any connection to end.
     pub(crate) is_starved: bool,
+    /// The same, for more connections than the first.
+    pub(crate) is_starved_more: bool,
     /// Stands among the lanes that have connections without work.
     pub(crate) is_idler: bool,
     pub(crate) is_suspended: bool,
@@ -193,6 +195,7 @@ impl Lane {
             && self.slots == 0
             && !self.is_wanting
             && !self.is_starved
+            && !self.is_starved_more
             && !self.is_suspended
             && !self.has_recovered
             && self.backoff.until <= now

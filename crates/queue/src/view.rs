@@ -24,7 +24,7 @@ pub enum Limit {
     MessageRate,
     /// No connection slot from the broker: other shards have them.
     Slots,
-    /// The limit of connections over all lanes.
+    /// The limit of connections over all lanes, of which the last quarter is for lanes that have none.
     ConnectionsMax,
     /// The site does not answer; it is tried again later.
     Backoff,

@@ -79,6 +79,15 @@ impl World {
         opened
     }
 
+    /// Opens what is asked for, which must be for these lanes; gives how many.
+    fn connect_only(&mut self, keys: &[&str]) -> usize {
+        let opened = self.connect();
+        for lane in &opened {
+            assert!(keys.iter().any(|key| self.queue.find_lane(key) == Some(*lane)), "{keys:?}");
+        }
+        opened.len()
+    }
+
     fn lane(&self, key: &str) -> LaneId {
         self.queue.find_lane(key).expect("the lane is known")
     }
@@ -497,6 +506,29 @@ fn connections_over_all_lanes_are_bounded_and_the_next_lane_gets_the_next_one() 
     let next = world.connect();
     assert_eq!(next.len(), 1);
     assert!(!opened.contains(&next[0]));
+}
+
+#[test]
+fn the_last_quarter_of_connections_is_for_lanes_without_any() {
+    let mut world = World::with(Settings { connections_max: 12, window_initial: 100, ..Settings::default() });
+    for message in 0..40 {
+        world.insert(message, ["slow.test", "tarpit.test"][message as usize % 2], "f", Class::Normal);
+    }
+    // Nine for the first, and the first one for the second.
+    assert_eq!(world.connect().len(), 10);
+    for message in 40..50 {
+        world.insert(message, "good.test", "f", Class::Normal);
+    }
+    let good = world.connect_only(&["mx.good.test"]);
+    assert_eq!(good, 1, "a lane that has none gets one at once");
+    world.insert(50, "other.test", "f", Class::Normal);
+    assert_eq!(world.connect_only(&["mx.other.test"]), 1);
+    world.insert(51, "late.test", "f", Class::Normal);
+    assert_eq!(world.connect().len(), 0, "all are in use");
+    // What becomes free goes to the one that has none, however long the others have waited for more.
+    let slow = world.lane("mx.slow.test");
+    world.queue.connection_closed(START, slow, Closed::Done, 0);
+    assert_eq!(world.connect_only(&["mx.late.test"]), 1);
 }
 
 #[test]

@@ -433,7 +433,13 @@ pub static DELIVERY: Table = Table {
             "20",
             "Connections at once to one site from one source.",
         ),
-        key("connections", number(1, 100_000), "5000", "Connections at once in all."),
+        key(
+            "connections",
+            number(1, 100_000),
+            "5000",
+            "Connections at once in all. The last quarter is for sites to which there is none yet, so that slow \
+             sites cannot take every one.",
+        ),
         key(
             "messages_per_connection",
             number(1, 1_000_000),
