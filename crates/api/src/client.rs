@@ -82,6 +82,14 @@ impl Client {
         json(&self.send(Method::POST, path, Some(body))?)
     }
 
+    /// `PATCH` of JSON.
+    ///
+    /// # Errors
+    /// When there is no relay, or it refuses.
+    pub fn patch(&self, path: &str, body: &Value) -> Result<Value, ClientError> {
+        json(&self.send(Method::PATCH, path, Some(body))?)
+    }
+
     /// `DELETE`.
     ///
     /// # Errors
@@ -144,9 +152,33 @@ fn json(body: &[u8]) -> Result<Value, ClientError> {
 fn refused(status: StatusCode, body: &[u8]) -> ClientError {
     let detail = serde_json::from_slice::<Value>(body)
         .ok()
-        .and_then(|problem| problem["detail"].as_str().map(str::to_owned))
+        .and_then(|problem| described(&problem))
         .unwrap_or_else(|| String::from_utf8_lossy(body).trim().to_owned());
     ClientError::Refused { status: status.as_u16(), detail }
+}
+
+/// What a problem says: its detail, or every field that it names.
+fn described(problem: &Value) -> Option<String> {
+    let errors = problem["errors"].as_array().map(Vec::as_slice).unwrap_or_default();
+    let lines: Vec<_> = errors
+        .iter()
+        .filter_map(|error| Some(format!("{}: {}", error["field"].as_str()?, error["detail"].as_str()?)))
+        .collect();
+    if lines.is_empty() { problem["detail"].as_str().map(str::to_owned) } else { Some(lines.join("\n")) }
+}
+
+/// A text as a part of a path or query, percent-encoded.
+#[must_use]
+pub fn encoded(text: &str) -> String {
+    let mut out = String::with_capacity(text.len());
+    for byte in text.bytes() {
+        if byte.is_ascii_alphanumeric() || b"-._~".contains(&byte) {
+            out.push(char::from(byte));
+        } else {
+            let _ = write!(out, "%{byte:02X}");
+        }
+    }
+    out
 }
 
 /// A path with a query of these pairs, percent-encoded.
@@ -157,13 +189,7 @@ pub fn query<'a>(path: &str, pairs: impl IntoIterator<Item = (&'a str, String)>)
         out.push(if index == 0 { '?' } else { '&' });
         out.push_str(name);
         out.push('=');
-        for byte in value.bytes() {
-            if byte.is_ascii_alphanumeric() || b"-._~".contains(&byte) {
-                out.push(char::from(byte));
-            } else {
-                let _ = write!(out, "%{byte:02X}");
-            }
-        }
+        out.push_str(&encoded(&value));
     }
     out
 }

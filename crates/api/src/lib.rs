@@ -22,6 +22,7 @@
 //! | `POST /v1/emails/{id}/cancel`, `…/retry` | acts on what of it waits |
 //! | `GET /v1/sandbox/messages` | what was captured of this application; `…/{id}`, `…/{id}/content` |
 //! | `/compat/resend`, `/compat/postmark`, `/compat/sendgrid` | the same, as other vendors' clients ask |
+//! | `/v1/applications`, `/v1/keys`, `/v1/instance`, `/v1/audit` | as on the socket, as far as the key's scopes go |
 //! | `GET /healthz`, `/readyz` | without a key |
 //!
 //! Routes of the socket ([`start`]):
@@ -35,6 +36,11 @@
 //! | `GET /v1/explain?target=` | why a recipient, an address or a domain waits |
 //! | `GET /v1/lanes`, `/v1/totals`, `/v1/suspensions` | what moves, what was counted, what is stopped |
 //! | `GET, DELETE /v1/sandbox/messages` | captured mail; `…/{id}` one of it, `…/{id}/content` as it came |
+//! | `GET, POST /v1/applications` | list, create; `GET, PATCH, DELETE …/{id}`, `POST …/{id}/revoke` |
+//! | `GET, POST /v1/applications/{id}/credentials` | list, create; `DELETE …/{credential}` revokes |
+//! | `GET, POST /v1/keys` | list, create; `GET, DELETE …/{id}` |
+//! | `GET, PATCH /v1/instance` | whether mail of applications may leave |
+//! | `GET /v1/audit`, `/v1/audit/verify` | every change, and whether the log is whole |
 //! | `GET /v1/spool` | figures of the log |
 //! | `GET /v1/metrics` | Prometheus text |
 //! | `GET /v1/health` | what runs, since when, where it listens |
@@ -48,9 +54,11 @@
 //! # Ok::<(), ClientError>(())
 //! ```
 
+mod actor;
 mod caller;
 mod client;
 mod compat;
+mod control;
 mod emails;
 mod http;
 mod metrics;
@@ -63,7 +71,7 @@ mod server;
 mod submitter;
 
 pub use caller::{Caller, Keys};
-pub use client::{Client, ClientError, query};
+pub use client::{Client, ClientError, encoded, query};
 pub use http::{HttpOptions, start_http};
 pub use port::{Captured, Health, ListenerView, Relay, SpoolView, Unavailable, Wanted};
 pub use queue::Order;

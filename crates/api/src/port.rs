@@ -3,8 +3,10 @@
 use postrider_engine::operate::{Request, Response};
 use postrider_ingress::{Answers, Submission};
 use postrider_model::Timestamp;
+use postrider_store::Registry;
 use serde::{Deserialize, Serialize};
 use std::fmt;
+use std::sync::Arc;
 
 /// A running relay, as the API asks it.
 pub trait Relay: Clone + Send + Sync + 'static {
@@ -14,6 +16,11 @@ pub trait Relay: Clone + Send + Sync + 'static {
 
     /// Its time.
     fn now(&self) -> Timestamp;
+
+    /// The control plane, if this relay has one.
+    fn registry(&self) -> Option<Arc<Registry>> {
+        None
+    }
 
     /// Asks every shard and merges what they answer.
     fn ask(&self, request: Request) -> impl Future<Output = Result<Response, Unavailable>> + Send;

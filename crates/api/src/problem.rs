@@ -85,6 +85,16 @@ impl Problem {
         Self::new(StatusCode::CONFLICT, "conflict", "It does not fit what is there", detail)
     }
 
+    /// The version that the request names is not the one that is there.
+    pub(crate) fn stale(detail: impl Into<String>) -> Self {
+        Self::new(StatusCode::PRECONDITION_FAILED, "stale", "It has changed in the meantime", detail)
+    }
+
+    /// Our own fault.
+    pub(crate) fn internal(detail: impl Into<String>) -> Self {
+        Self::new(StatusCode::INTERNAL_SERVER_ERROR, "internal", "The relay made a mistake", detail)
+    }
+
     pub(crate) fn too_large(limit_bytes: usize) -> Self {
         let detail = format!("the body is larger than {limit_bytes} octets");
         Self::new(StatusCode::PAYLOAD_TOO_LARGE, "too-large", "The request is too large", detail)

@@ -1,16 +1,18 @@
 //! The routes that applications use, each under the key of one.
 
+use crate::actor::Actor;
 use crate::caller::{Caller, Keys};
 use crate::port::{Captured, Relay, Wanted};
 use crate::problem::Problem;
 use crate::submitter::Submitter;
-use crate::{compat, emails, sandbox};
+use crate::{compat, control, emails, sandbox};
 use axum::Json;
 use axum::Router;
 use axum::extract::rejection::QueryRejection;
-use axum::extract::{DefaultBodyLimit, Path, Query, State};
+use axum::extract::{DefaultBodyLimit, Path, Query, Request, State};
 use axum::http::{StatusCode, header};
-use axum::response::IntoResponse;
+use axum::middleware::{Next, from_fn_with_state};
+use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
 use postrider_model::control::{KeyRefusal, Scope};
 use serde_json::{Value, json};
@@ -35,6 +37,7 @@ impl<R: Relay + Keys> Keys for Api<R> {
 /// All of them. Called within the runtime that serves them.
 pub(crate) fn router<R: Relay + Keys>(relay: R) -> Router {
     let api = Api { submitter: Submitter::start(relay.clone()), relay };
+    let manage = control::router(api.relay.clone()).layer(from_fn_with_state(api.clone(), identify::<R>));
     Router::new()
         .route("/v1/emails", post(emails::send::<R>))
         .route("/v1/emails/batch", post(emails::batch::<R>))
@@ -49,8 +52,20 @@ pub(crate) fn router<R: Relay + Keys>(relay: R) -> Router {
         .route("/readyz", get(ready::<R>))
         .fallback(|| async { Problem::not_found("no such route; the routes are listed in docs/api.md") })
         .method_not_allowed_fallback(|| async { Problem::method_not_allowed() })
-        .layer(DefaultBodyLimit::max(BODY_SIZE_MAX))
         .with_state(api)
+        .merge(manage)
+        .layer(DefaultBodyLimit::max(BODY_SIZE_MAX))
+}
+
+/// Puts whoever shows the key behind a request of the control plane.
+async fn identify<R: Relay + Keys>(
+    State(_): State<Api<R>>,
+    caller: Caller,
+    mut request: Request,
+    next: Next,
+) -> Response {
+    request.extensions_mut().insert(Actor::of(&caller));
+    next.run(request).await
 }
 
 async fn ready<R: Relay + Keys>(State(api): State<Api<R>>) -> impl IntoResponse {

@@ -1,13 +1,14 @@
 //! The socket and the thread behind it.
 
+use crate::actor::Actor;
 use crate::port::{Health, Relay, SpoolView};
 use crate::problem::Problem;
-use crate::{SOCKET_NAME, metrics, queue, sandbox};
-use axum::Router;
+use crate::{SOCKET_NAME, control, metrics, queue, sandbox};
 use axum::extract::{DefaultBodyLimit, State};
 use axum::http::header;
 use axum::response::IntoResponse;
 use axum::routing::{get, post};
+use axum::{Extension, Router};
 use postrider_engine::operate::{Request, Response};
 use serde_json::{Value, json};
 use std::io;
@@ -151,8 +152,9 @@ fn router<R: Relay>(relay: R) -> Router {
         .method_not_allowed_fallback(|| async {
             Problem::bad_request("this route knows other methods; the routes are listed in docs/api.md")
         })
+        .with_state(relay.clone())
+        .merge(control::router(relay).layer(Extension(Actor::operator())))
         .layer(DefaultBodyLimit::max(BODY_SIZE_MAX))
-        .with_state(relay)
 }
 
 async fn health<R: Relay>(State(relay): State<R>) -> axum::Json<Health> {

@@ -89,23 +89,25 @@ impl fmt::Display for Denied {
             Denied::Disabled { application } => {
                 write!(
                     f,
-                    "Application {application} is disabled (rule {rule}); its owner can enable it again"
+                    "Application {application} is disabled (rule {rule}); to enable it: postrider app set {application} \
+                     --enabled true"
                 )
             }
             Denied::Expired { application, since } => write!(
                 f,
-                "Application {application} expired at {since} (rule {rule}); its owner can set a later time"
+                "Application {application} expired at {since} (rule {rule}); to set a later time: postrider app set \
+                 {application} --expires"
             ),
             Denied::From { application, writer, address, allowed } => write!(
                 f,
                 "Application {application} may not send with {} {address} (rule {rule}); it may send as \
-                 {allowed}. Send as one of these, or let its owner allow the address",
+                 {allowed}. Send as one of these, or allow it: postrider app set {application} --from",
                 writer.describe()
             ),
             Denied::NullSender { application } => write!(
                 f,
                 "Application {application} may not send with the null reverse-path (rule {rule}); give MAIL \
-                 FROM an address, or let its owner allow it"
+                 FROM an address, or allow it: postrider app set {application} --null-sender"
             ),
             Denied::Size { application, max_bytes } => {
                 write!(f, "Application {application} may send messages of {max_bytes} octets (rule {rule})")

@@ -278,6 +278,10 @@ impl Control {
                 Change::Credential(credential) => after.put_credential(credential, &mut violations),
                 Change::Key(key) => after.put_key(key, &mut violations),
             }
+            // What follows may rest on what was refused.
+            if !violations.0.is_empty() {
+                break;
+            }
         }
         violations.into_result(after)
     }

@@ -11,6 +11,7 @@ Examples:
   postrider serve                                   a relay on 127.0.0.1:2525 whose sandbox keeps all mail
   postrider send --to bob@example.net               a first mail
   postrider sandbox show                            what became of it
+  postrider app create shop --from '*@example.com'  an application with a login and an API key
   postrider queue list --domain example.net         what waits for a domain
   postrider explain bob@example.net                 why it waits
 
@@ -42,6 +43,26 @@ pub(super) enum Command {
     Sandbox {
         #[command(subcommand)]
         command: SandboxCommand,
+    },
+    /// Make, see and change applications: the systems that may send
+    App {
+        #[command(subcommand)]
+        command: AppCommand,
+    },
+    /// Make, see and revoke API keys
+    Key {
+        #[command(subcommand)]
+        command: KeyCommand,
+    },
+    /// See and change whether mail of applications may leave
+    Instance {
+        #[command(subcommand)]
+        command: InstanceCommand,
+    },
+    /// Read and verify the log of all changes
+    Audit {
+        #[command(subcommand)]
+        command: AuditCommand,
     },
     /// Send a message by SMTP and show what the server says
     Send(SendArgs),
@@ -198,6 +219,225 @@ pub(super) struct SandboxListArgs {
     /// As JSON
     #[arg(long)]
     pub json: bool,
+}
+
+const APP_HELP: &str = "\
+Examples:
+  postrider app create shop --from '*@example.com'
+  postrider app create scanner --from scan@example.com --owner 'facilities' --expires 2027-12-31T00:00:00Z
+  postrider app set shop --from '*@example.com' --from '*@*.example.com'
+  postrider app set shop --delivery redirect:test@example.com
+  postrider app credential create shop --name 'after the rotation'
+  postrider app revoke shop";
+
+#[derive(Debug, Subcommand)]
+#[command(after_help = APP_HELP)]
+pub(super) enum AppCommand {
+    /// Make an application, with a login for SMTP and an API key, which are told once
+    Create {
+        /// What it is called
+        name: String,
+        #[command(flatten)]
+        settings: AppSettings,
+        /// As JSON, on one line
+        #[arg(long)]
+        json: bool,
+    },
+    /// List applications
+    List {
+        /// As JSON
+        #[arg(long)]
+        json: bool,
+    },
+    /// Show an application and its credentials
+    Show {
+        /// Its name or id (app_…)
+        app: String,
+        /// As JSON
+        #[arg(long)]
+        json: bool,
+    },
+    /// Change an application; takes effect at once, also for sessions that are open
+    Set {
+        /// Its name or id (app_…)
+        app: String,
+        /// Another name
+        #[arg(long, value_name = "NAME")]
+        name: Option<String>,
+        /// Whether it may send at all
+        #[arg(long, value_name = "BOOL")]
+        enabled: Option<bool>,
+        #[command(flatten)]
+        settings: AppSettings,
+        /// As JSON
+        #[arg(long)]
+        json: bool,
+    },
+    /// Cut an application off: disable it, revoke its credentials and keys, end its sessions
+    Revoke {
+        /// Its name or id (app_…)
+        app: String,
+        /// Do not ask
+        #[arg(long, short)]
+        yes: bool,
+        /// As JSON
+        #[arg(long)]
+        json: bool,
+    },
+    /// Delete an application with its credentials and keys
+    Delete {
+        /// Its name or id (app_…)
+        app: String,
+        /// Do not ask
+        #[arg(long, short)]
+        yes: bool,
+    },
+    /// Further logins of an application, so that one can follow another without a gap
+    Credential {
+        #[command(subcommand)]
+        command: CredentialCommand,
+    },
+}
+
+/// What can be set of an application.
+#[derive(Debug, Args)]
+pub(super) struct AppSettings {
+    /// As whom it may send: an address, *@example.com, or *@*.example.com for subdomains; may be repeated
+    #[arg(long, value_name = "PATTERN")]
+    pub from: Vec<String>,
+    /// Who answers for it
+    #[arg(long, value_name = "TEXT")]
+    pub owner: Option<String>,
+    /// Where its mail goes once the instance is live: live, sandbox, redirect:ADDRESS, only:PATTERN,PATTERN
+    #[arg(long, value_name = "MODE")]
+    pub delivery: Option<String>,
+    /// It may send with the null reverse-path <>
+    #[arg(long, value_name = "BOOL", num_args = 0..=1, default_missing_value = "true")]
+    pub null_sender: Option<bool>,
+    /// Size of a message at most, such as "10 MiB"; 0 for what the listener says
+    #[arg(long, value_name = "SIZE", value_parser = crate::config::value::size)]
+    pub max_size: Option<u64>,
+    /// When it ends, such as 2027-12-31T00:00:00Z; or never
+    #[arg(long, value_name = "TIME")]
+    pub expires: Option<String>,
+}
+
+#[derive(Debug, Subcommand)]
+pub(super) enum CredentialCommand {
+    /// Make a login; the others stay valid
+    Create {
+        /// The application's name or id (app_…)
+        app: String,
+        /// What it is called
+        #[arg(long, value_name = "NAME")]
+        name: Option<String>,
+        /// When it ends, such as 2027-12-31T00:00:00Z
+        #[arg(long, value_name = "TIME")]
+        expires: Option<String>,
+        /// As JSON, on one line
+        #[arg(long)]
+        json: bool,
+    },
+    /// List logins
+    List {
+        /// The application's name or id (app_…)
+        app: String,
+        /// As JSON
+        #[arg(long)]
+        json: bool,
+    },
+    /// Revoke a login; its sessions are cut off
+    Revoke {
+        /// The application's name or id (app_…)
+        app: String,
+        /// The user name or id (crd_…)
+        credential: String,
+    },
+}
+
+const KEY_HELP: &str = "\
+Examples:
+  postrider key create --app shop
+  postrider key create --app shop --scope emails:send --network 192.0.2.0/24 --live
+  postrider key create --name deploy --scope applications:write --scope applications:read";
+
+#[derive(Debug, Subcommand)]
+#[command(after_help = KEY_HELP)]
+pub(super) enum KeyCommand {
+    /// Make a key, which is told once
+    Create {
+        /// What it is called
+        #[arg(long, value_name = "NAME")]
+        name: Option<String>,
+        /// The application it stands for; without one it manages the tenant
+        #[arg(long, value_name = "APP")]
+        app: Option<String>,
+        /// For real mail, whatever the instance is in now
+        #[arg(long, conflicts_with = "test")]
+        live: bool,
+        /// For tests: nothing sent with it ever leaves
+        #[arg(long)]
+        test: bool,
+        /// What it may do, such as emails:send; may be repeated
+        #[arg(long, value_name = "SCOPE")]
+        scope: Vec<String>,
+        /// Whence it may be used, such as 192.0.2.0/24; may be repeated
+        #[arg(long, value_name = "NETWORK")]
+        network: Vec<String>,
+        /// When it ends, such as 2027-12-31T00:00:00Z
+        #[arg(long, value_name = "TIME")]
+        expires: Option<String>,
+        /// As JSON, on one line
+        #[arg(long)]
+        json: bool,
+    },
+    /// List keys
+    List {
+        /// As JSON
+        #[arg(long)]
+        json: bool,
+    },
+    /// Revoke a key
+    Revoke {
+        /// Its id (key_…)
+        id: String,
+    },
+}
+
+#[derive(Debug, Subcommand)]
+pub(super) enum InstanceCommand {
+    /// Show whether mail of applications may leave
+    Show {
+        /// As JSON
+        #[arg(long)]
+        json: bool,
+    },
+    /// Let mail of applications leave, each as its delivery mode says
+    Live,
+    /// Capture all mail of applications that is accepted from now on
+    Sandbox,
+}
+
+#[derive(Debug, Subcommand)]
+pub(super) enum AuditCommand {
+    /// List changes, the newest first
+    List {
+        /// At most so many
+        #[arg(long, default_value_t = 50)]
+        limit: usize,
+        /// Only those of this id, such as app_…
+        #[arg(long, value_name = "ID")]
+        target: Option<String>,
+        /// As JSON
+        #[arg(long)]
+        json: bool,
+    },
+    /// Say whether the log is whole: every entry sealed by the next, and the anchors outside the store agree
+    Verify {
+        /// As JSON
+        #[arg(long)]
+        json: bool,
+    },
 }
 
 #[derive(Debug, Subcommand)]

@@ -1,8 +1,10 @@
 //! The command line.
 
 mod acts;
+mod application;
 mod args;
 mod configuration;
+mod control;
 mod explain;
 mod output;
 mod password;
@@ -56,6 +58,10 @@ fn run(cli: &Cli) -> anyhow::Result<u8> {
         Command::Config { command } => configuration::run(place, command),
         Command::Spool { command } => spool::run(place, command),
         Command::Top(args) => top::run(place, args),
+        Command::App { command } => application::run(place, command),
+        Command::Key { command } => control::keys(place, command),
+        Command::Instance { command } => control::instance(place, command),
+        Command::Audit { command } => control::audit(place, command),
         Command::Password(args) => password::run(args),
         Command::Reload => configuration::reload(place),
         Command::Version => {

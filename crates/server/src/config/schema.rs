@@ -180,8 +180,8 @@ pub static LISTENER: Table = Table {
             "sandbox",
             Kind::Bool,
             "false",
-            "Takes any credentials, also in clear. Only on loopback, and only if every route leads to the \
-             sandbox.",
+            "Takes any credentials, also in clear. Only on loopback. What is sent without the login of an \
+             application is captured, whatever the routes say.",
         ),
         key(
             "max_message_size",

@@ -6,15 +6,16 @@ use postrider_api::{Caller, Captured, Health, Keys, ListenerView, SpoolView, Una
 use postrider_auth::key_hash;
 use postrider_engine::operate::{Request, Response};
 use postrider_ingress::{Answers, Settled, Submission};
-use postrider_model::control::KeyRefusal;
+use postrider_model::control::{Control, KeyRefusal};
 use postrider_model::{EnhancedCode, Reply, Timestamp};
 use postrider_relay::Relay;
+use postrider_store::Registry;
 use postrider_vault::Filter;
 use std::fmt::Write as _;
 use std::io;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError, Weak};
 use std::time::Instant;
 use tokio::sync::oneshot;
 
@@ -26,12 +27,19 @@ pub(crate) struct Running {
     shards: usize,
     stopping: AtomicBool,
     settings: Mutex<Settings>,
+    registry: Arc<Registry>,
     /// Where HTTP is served, with the real port.
     http: Option<SocketAddr>,
 }
 
 impl Running {
-    pub(crate) fn new(relay: Relay, place: Place, settings: Settings, http: Option<SocketAddr>) -> Self {
+    pub(crate) fn new(
+        relay: Relay,
+        place: Place,
+        settings: Settings,
+        registry: Arc<Registry>,
+        http: Option<SocketAddr>,
+    ) -> Self {
         Running {
             relay,
             place,
@@ -42,7 +50,25 @@ impl Running {
             },
             stopping: AtomicBool::new(false),
             settings: Mutex::new(settings),
+            registry,
             http,
+        }
+    }
+}
+
+/// From the control plane to a relay that starts after it.
+#[derive(Clone, Default)]
+pub(crate) struct Wire(Arc<OnceLock<Weak<Running>>>);
+
+impl Wire {
+    fn connect(&self, running: &Arc<Running>) {
+        // Connected once; a second time would be the same relay.
+        let _ = self.0.set(Arc::downgrade(running));
+    }
+
+    pub(crate) fn tell(&self, control: Arc<Control>) {
+        if let Some(running) = self.0.get().and_then(Weak::upgrade) {
+            running.relay.set_control(control);
         }
     }
 }
@@ -54,6 +80,12 @@ pub(crate) struct Adapter(Arc<Running>);
 impl Adapter {
     pub(crate) fn new(running: Running) -> Self {
         Adapter(Arc::new(running))
+    }
+
+    /// Hears of every change of who may send what, from now on.
+    pub(crate) fn listens(&self, wire: &Wire) {
+        wire.connect(&self.0);
+        self.0.relay.set_control(self.0.registry.current());
     }
 
     pub(crate) fn relay(&self) -> &Relay {
@@ -150,15 +182,19 @@ fn disk(error: &io::Error) -> Unavailable {
 impl Keys for Adapter {
     fn caller(&self, key: &str, client: IpAddr) -> Result<Caller, KeyRefusal> {
         let control = self.0.relay.control();
-        let key = control
-            .key(&key_hash(key).ok_or(KeyRefusal::Unknown)?, client, self.0.relay.clock().now())?
-            .clone();
+        let now = self.0.relay.clock().now();
+        let key = control.key(&key_hash(key).ok_or(KeyRefusal::Unknown)?, client, now)?.clone();
+        self.0.registry.note_use(key.id, now);
         let application = key.application.and_then(|id| control.application(id)).cloned();
         Ok(Caller { key, application })
     }
 }
 
 impl postrider_api::Relay for Adapter {
+    fn registry(&self) -> Option<Arc<Registry>> {
+        Some(self.0.registry.clone())
+    }
+
     fn submit(&self, messages: Vec<Submission>, answers: &Answers) {
         if self.0.stopping.load(Ordering::Relaxed) {
             let text = "The server is about to stop; try again later";

@@ -7,14 +7,16 @@ mod log;
 mod notify;
 
 use crate::cli::{EXIT_FAILED, EXIT_FOUND_PROBLEMS, EXIT_OK, Place};
-use adapter::{Adapter, Running};
+use adapter::{Adapter, Running, Wire};
 use anyhow::{Context, Result};
 use clap::Args;
 use log::LogFormat;
+use postrider_model::Timestamp;
 use postrider_relay::{Relay, RelayConfig};
+use postrider_store::Registry;
 use std::path::Path;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
 /// How long open transactions may go on after a signal to stop.
@@ -63,9 +65,15 @@ pub(crate) fn run(place: &Place, args: &ServeArgs) -> Result<u8> {
     // Also the lock of the directory: who has the socket has the spool.
     let socket = postrider_api::bind(&settings.data_dir)?;
     let allowed = raise_descriptor_limit();
+    let wire = Wire::default();
+    let registry = Registry::start(&settings.data_dir, now, {
+        let wire = wire.clone();
+        move |control| wire.tell(control)
+    })
+    .map(Arc::new)?;
     let relay = match Relay::start(RelayConfig {
         snapshot: Arc::new(settings.snapshot.clone()),
-        control: Arc::default(),
+        control: registry.current(),
         data_dir: settings.data_dir.clone(),
         shards: settings.shards,
         segment_size_bytes: settings.segment_size_bytes,
@@ -95,7 +103,8 @@ pub(crate) fn run(place: &Place, args: &ServeArgs) -> Result<u8> {
         descriptors = allowed,
         "started"
     );
-    let running = Adapter::new(Running::new(relay, place.clone(), settings, http_address));
+    let running = Adapter::new(Running::new(relay, place.clone(), settings, registry, http_address));
+    running.listens(&wire);
     let api = postrider_api::start(socket, running.clone())?;
     let public = http
         .map(|(listener, options)| postrider_api::start_http(listener, options, running.clone()))
@@ -115,6 +124,13 @@ pub(crate) fn run(place: &Place, args: &ServeArgs) -> Result<u8> {
     api.stop();
     tracing::info!("stopped");
     Ok(EXIT_OK)
+}
+
+/// The wall clock, to the millisecond.
+fn now() -> Timestamp {
+    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    let millis = u64::try_from(since.as_millis()).unwrap_or(u64::MAX);
+    Timestamp::from_micros(millis.saturating_mul(1_000))
 }
 
 /// The signals that we hear.
