@@ -17,6 +17,7 @@
 //! |---|---|
 //! | `POST /v1/emails` | sends one message |
 //! | `POST /v1/emails/batch` | sends up to 1,000, each answered by itself |
+//! | `POST /v1/emails/raw` | sends a message that is MIME already |
 //! | `GET /v1/emails/{id}` | what is known of it |
 //! | `PATCH /v1/emails/{id}` | another `scheduled_at` |
 //! | `POST /v1/emails/{id}/cancel`, `…/retry` | acts on what of it waits |

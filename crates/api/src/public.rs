@@ -41,6 +41,7 @@ pub(crate) fn router<R: Relay + Keys>(relay: R) -> Router {
     Router::new()
         .route("/v1/emails", post(emails::send::<R>))
         .route("/v1/emails/batch", post(emails::batch::<R>))
+        .route("/v1/emails/raw", post(emails::raw::send::<R>))
         .route("/v1/emails/{id}", get(emails::show::<R>).patch(emails::change::<R>))
         .route("/v1/emails/{id}/cancel", post(emails::cancel::<R>))
         .route("/v1/emails/{id}/retry", post(emails::retry::<R>))

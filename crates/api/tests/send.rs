@@ -217,3 +217,44 @@ fn a_large_attachment_arrives_whole() {
     let content: String = content.as_str().unwrap().replace("\r\n", "");
     assert!(content.contains(&base64));
 }
+
+#[test]
+fn a_message_that_is_mime_already_passes_the_checks_of_submission() {
+    let room = Room::new();
+    let raw = |path: &str, content: &str| {
+        room.request("POST", path, room::KEY, "message/rfc822", content.as_bytes())
+    };
+    let mail = "From: a@example.com\r\nTo: B <b@example.net>, c@example.net\r\nBcc: d@example.net\r\n\r\n.dot\r\n.\r\nend";
+    let (status, sent) = raw("/v1/emails/raw", mail);
+    assert_eq!(status, 202, "{sent}");
+    let listed = room.until_captured(1);
+    assert_eq!(listed["items"][0]["recipients"], json!(["b@example.net", "c@example.net", "d@example.net"]));
+    let content = room.get(&format!("/v1/sandbox/messages/{}/content", sent["id"].as_str().unwrap())).1;
+    let content = content.as_str().unwrap();
+    assert!(content.ends_with("\r\n\r\n.dot\r\n.\r\nend\r\n") && !content.contains("Bcc"), "{content}");
+    assert!(content.contains("\r\nDate: ") && content.contains("\r\nMessage-ID: <msg_"), "{content}");
+    let check = |path: &str, content: &str, wanted: u16, text: &str| {
+        let (status, problem) = raw(path, content);
+        assert_eq!(status, wanted, "{problem}");
+        assert!(problem["detail"].as_str().unwrap().contains(text), "{problem}");
+    };
+    check(
+        "/v1/emails/raw",
+        "From: a@example.com\r\nTo: b@example.net\r\n\r\na\nb\r\n",
+        422,
+        "CR or LF alone",
+    );
+    check("/v1/emails/raw", "From: a@example.com\nTo: b@example.net\n\nb\n", 422, "bare LF");
+    check("/v1/emails/raw", "From: a@example.com\r\n\r\nb\r\n", 422, "at least one recipient");
+    check("/v1/emails/raw?to=b@example.net", "To: x\r\n\r\nb\r\n", 422, "no From header field");
+    check("/v1/emails/raw", "From: x@example.org\r\nTo: b@example.net\r\n\r\nb\r\n", 403, "application.from");
+    let forged = "From: x@example.org\r\nTo: b@example.net\r\n\r\nb\r\n";
+    check("/v1/emails/raw?from=a@example.com", forged, 403, "From header x@example.org");
+    check("/v1/emails/raw?to=nobody", "From: a@example.com\r\n\r\nb\r\n", 422, "to");
+    check("/v1/emails/raw?cc=b@example.net", mail, 400, "cc");
+    let (status, sent) = raw("/v1/emails/raw?from=bounces@example.com&to=e@example.net,e@example.net", mail);
+    assert_eq!(status, 202, "{sent}");
+    let listed = room.until_captured(2);
+    assert_eq!(listed["items"][0]["recipients"], json!(["e@example.net"]));
+    assert_eq!(listed["items"][0]["sender"], json!("bounces@example.com"));
+}

@@ -5,8 +5,9 @@ use crate::acceptance::{Acceptance, CHUNK_SIZE, Origin, Submitted};
 use crate::identity::Identity;
 use crate::session::SessionContext;
 use postrider_engine::{Intake, Refusal};
-use postrider_message::{HeaderScan, TraceProtocol};
+use postrider_message::{HeaderScan, TraceProtocol, lines};
 use postrider_model::control::{Application, Environment};
+use postrider_model::snapshot::SessionLimits;
 use postrider_model::{Class, EnhancedCode, Envelope, Mailbox, Reply, Timestamp};
 use postrider_smtp::data::ContentNotes;
 use postrider_spool::Ticket;
@@ -68,6 +69,32 @@ impl Content {
             ends_in_crlf: true,
         };
         Content { octets, notes }
+    }
+
+    /// A MIME message as its sender wrote it, not dot-stuffed. What is wrong with its octets is noted here and
+    /// judged when it is handed over, as at the end of DATA.
+    #[must_use]
+    pub fn written(octets: &[u8]) -> Self {
+        let line_max = SessionLimits::default().text_line_size_max_bytes;
+        let mut stored = lines::stuff(octets).into_owned();
+        let ends_in_crlf = octets.ends_with(b"\r\n");
+        if !ends_in_crlf {
+            // Text is lines: the last one gets its end too.
+            stored.extend_from_slice(b"\r\n");
+        }
+        let bare = |at: usize| match octets[at] {
+            b'\r' => octets.get(at + 1) != Some(&b'\n'),
+            _ => at == 0 || octets[at - 1] != b'\r',
+        };
+        let notes = ContentNotes {
+            size_bytes: stored.len() as u64,
+            bare_line_end: memchr::memchr2_iter(b'\r', b'\n', octets).any(bare),
+            nul: memchr::memchr(0, octets).is_some(),
+            eight_bit: !octets.is_ascii(),
+            line_too_long: octets.split(|b| *b == b'\n').any(|line| line.len() >= line_max),
+            ends_in_crlf: true,
+        };
+        Content { octets: stored, notes }
     }
 
     /// Octets.

@@ -80,6 +80,35 @@ impl Header {
         Ok(Authors { from, sender })
     }
 
+    /// The addresses of all To, Cc and Bcc fields, in order: whom a message that comes without an envelope is
+    /// for.
+    ///
+    /// # Errors
+    /// When an address is not beyond doubt, or there are more than `max`.
+    pub fn addressees(&self, content: &[Bytes], max: usize) -> Result<Vec<Mailbox>, AuthorError> {
+        if self.nul || self.bare_cr || self.bare_lf || self.too_large {
+            return Err(AuthorError::BrokenHeader);
+        }
+        let mut found = Vec::new();
+        for field in self.fields() {
+            let name = match field.kind {
+                FieldKind::To => "To",
+                FieldKind::Cc => "Cc",
+                FieldKind::Bcc => "Bcc",
+                _ => continue,
+            };
+            let value = self.value(field, content);
+            if value.iter().all(u8::is_ascii_whitespace) {
+                continue;
+            }
+            found.extend(parse_up_to(&value, name, max)?);
+            if found.len() > max {
+                return Err(AuthorError::TooLong(name));
+            }
+        }
+        Ok(found)
+    }
+
     fn only(&self, kind: FieldKind, name: &'static str) -> Result<Option<&Field>, AuthorError> {
         if self.count(kind) > 1 { Err(AuthorError::Repeated(name)) } else { Ok(self.first(kind)) }
     }
@@ -99,8 +128,12 @@ impl Header {
 
 /// The addresses of a field's value; `name` is the field's, for the errors.
 fn parse(value: &[u8], name: &'static str) -> Result<SmallVec<[Mailbox; 1]>, AuthorError> {
+    parse_up_to(value, name, AUTHORS_MAX)
+}
+
+fn parse_up_to(value: &[u8], name: &'static str, max: usize) -> Result<SmallVec<[Mailbox; 1]>, AuthorError> {
     let value = value.strip_suffix(b"\r\n").unwrap_or(value);
-    let mut parser = Parser { value, at: 0, name, found: SmallVec::new() };
+    let mut parser = Parser { value, at: 0, name, max, found: SmallVec::new() };
     parser.list(false)?;
     if parser.found.is_empty() {
         return Err(AuthorError::Empty(name));
@@ -112,6 +145,7 @@ struct Parser<'a> {
     value: &'a [u8],
     at: usize,
     name: &'static str,
+    max: usize,
     found: SmallVec<[Mailbox; 1]>,
 }
 
@@ -214,7 +248,7 @@ impl<'a> Parser<'a> {
         if text.is_empty() {
             return Err(AuthorError::Empty(self.name));
         }
-        if self.found.len() == AUTHORS_MAX {
+        if self.found.len() == self.max {
             return Err(AuthorError::TooLong(self.name));
         }
         let Ok(text) = std::str::from_utf8(text) else {

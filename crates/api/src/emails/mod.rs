@@ -1,6 +1,7 @@
 //! `/v1/emails`: sending, and what is known of what was sent.
 
 pub(crate) mod draft;
+pub(crate) mod raw;
 pub(crate) mod request;
 mod state;
 

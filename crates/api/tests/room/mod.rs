@@ -9,10 +9,10 @@ use postrider_api::{
 use postrider_engine::operate::{Request, Response};
 use postrider_ingress::{Answers, Submission};
 use postrider_model::control::{
-    ApiKey, Application, ApplicationDraft, Control, ControlParts, Environment, KeyHash, KeyRefusal, Scope,
-    Scopes, Tenant,
+    ApiKey, Application, ApplicationDraft, Control, ControlParts, Environment, InstanceMode, KeyHash,
+    KeyRefusal, Scope, Scopes, Tenant,
 };
-use postrider_model::snapshot::{Delivery, Snapshot};
+use postrider_model::snapshot::{Delivery, Listener, Route, Snapshot};
 use postrider_model::{ApplicationId, KeyId, TenantId, Timestamp};
 use postrider_relay::{Relay, RelayConfig};
 use serde_json::{Value, json};
@@ -40,7 +40,7 @@ fn hash(key: &str) -> KeyHash {
     KeyHash([u8::try_from(known.iter().position(|known| *known == key).unwrap_or(99)).unwrap(); 32])
 }
 
-fn control(now: Timestamp) -> Control {
+fn control(now: Timestamp, mode: InstanceMode) -> Control {
     let tenant = TenantId::new(now, 1);
     let application = |number: u128, name: &str, from: &str, enabled: bool| {
         let draft = ApplicationDraft {
@@ -69,7 +69,7 @@ fn control(now: Timestamp) -> Control {
         tenant,
         application: Some(applications[application].id),
         name: "".into(),
-        environment: Environment::Test,
+        environment: if mode == InstanceMode::Live { Environment::Live } else { Environment::Test },
         hash: hash(text),
         hint: "pr_test_".into(),
         scopes,
@@ -89,6 +89,7 @@ fn control(now: Timestamp) -> Control {
         key(5, DISABLED, 2, usual),
     ];
     Control::new(ControlParts {
+        mode,
         tenants: vec![Tenant { id: tenant, name: "default".into(), created_at: now }],
         applications,
         keys,
@@ -192,18 +193,28 @@ pub struct Room {
 
 impl Room {
     pub fn new() -> Self {
+        Room::with(InstanceMode::Sandbox, Vec::new(), Vec::new(), 8 << 20)
+    }
+
+    /// With listeners and routes.
+    pub fn with(
+        mode: InstanceMode,
+        listeners: Vec<Arc<Listener>>,
+        routes: Vec<Arc<Route>>,
+        segment_size_bytes: u32,
+    ) -> Self {
         let dir = tempfile::tempdir().unwrap();
         let snapshot = Snapshot {
             hostname: "relay.example".parse().unwrap(),
-            listeners: Vec::new(),
+            listeners,
             accounts: Vec::new(),
-            routes: Vec::new(),
+            routes,
             delivery: Delivery::default(),
         };
         let config = RelayConfig {
-            control: Arc::new(control(Timestamp::from_secs(1_000_000))),
+            control: Arc::new(control(Timestamp::from_secs(1_000_000), mode)),
             shards: 2,
-            segment_size_bytes: 8 << 20,
+            segment_size_bytes,
             ..RelayConfig::new(Arc::new(snapshot), dir.path())
         };
         let relay = Arc::new(Relay::start(config).unwrap());
