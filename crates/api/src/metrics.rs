@@ -71,6 +71,19 @@ pub(crate) fn spool(view: &SpoolView) -> String {
         ("spool_records_total", "counter", "Records written since the start.", view.records),
         ("spool_bytes_total", "counter", "Octets written since the start.", view.bytes),
         ("spool_lost_total", "counter", "Records that could not be taken.", view.lost),
+        (
+            "spool_journal_lag_records",
+            "gauge",
+            "Records that the event journal has still to go through.",
+            view.journal_lag,
+        ),
+        ("spool_disk_free_bytes", "gauge", "Octets that are free on the disk.", view.disk_free_bytes),
+        (
+            "spool_disk_free_min_bytes",
+            "gauge",
+            "Octets that messages leave free there.",
+            view.disk_free_min_bytes,
+        ),
         ("spool_takes_messages", "gauge", "1 if the log takes messages.", u64::from(view.health == "good")),
     ];
     let mut out = String::new();

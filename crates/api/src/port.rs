@@ -139,6 +139,12 @@ pub struct SpoolView {
     pub lost: u64,
     /// The last record that is durable.
     pub durable: u64,
+    /// Records that the event journal has still to go through.
+    pub journal_lag: u64,
+    /// Octets that are free on the disk.
+    pub disk_free_bytes: u64,
+    /// Octets that messages leave free there.
+    pub disk_free_min_bytes: u64,
 }
 
 /// What runs.

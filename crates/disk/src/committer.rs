@@ -47,12 +47,12 @@ impl Committer {
         desk.publish(log.health(), false, log.durable());
         let handle = CommitterHandle(desk.clone());
         let reader = Reader::new(files.clone());
-        let (to_helper, prepares) = channel();
+        let (to_helper, errands) = channel();
         let helper = {
             let (files, desk) = (files.clone(), desk.clone());
             std::thread::Builder::new()
                 .name("segments".into())
-                .spawn(move || prepare(&files, &desk, &prepares))?
+                .spawn(move || run_errands(&files, &desk, &errands))?
         };
         let events_dir = files.dir().join("events");
         let writer = Journal::open(&events_dir, files.salt, upkeep.event_days)?;
@@ -116,15 +116,51 @@ impl Committer {
     }
 }
 
-/// Making segments ready takes milliseconds and must not hold a batch up.
-fn prepare(files: &Files, desk: &Desk, prepares: &Receiver<Prepare>) {
-    for prepare in prepares {
-        let outcome = files.prepare(&prepare);
-        if let Err(error) = &outcome {
-            tracing::error!(segment = prepare.segment, %error, "a segment cannot be prepared");
+/// What takes milliseconds and must not hold a batch up.
+enum Errand {
+    Prepare(Prepare),
+    Remove(u32),
+}
+
+/// Runs errands, and looks at the room on the disk about once a second.
+fn run_errands(files: &Files, desk: &Desk, errands: &Receiver<Errand>) {
+    let mut looked: Option<Instant> = None;
+    let mut was_scarce = false;
+    loop {
+        if looked.is_none_or(|at| at.elapsed() >= TICK)
+            && let Ok(room) = files.room()
+        {
+            looked = Some(Instant::now());
+            desk.publish_room(room);
+            let is_scarce = room.is_scarce();
+            if is_scarce && !was_scarce {
+                tracing::error!(room.free_bytes, room.free_min_bytes, "the spool's disk is short of room");
+            }
+            if is_scarce || was_scarce {
+                desk.order(Order::Scarce(is_scarce));
+            }
+            was_scarce = is_scarce;
         }
-        desk.order(Order::Prepared(prepare.segment, outcome.map_err(|error| fault(&error))));
+        match errands.recv_timeout(TICK) {
+            Ok(Errand::Prepare(prepare)) => make_ready(files, desk, &prepare),
+            Ok(Errand::Remove(segment)) => {
+                if let Err(error) = files.remove(segment) {
+                    tracing::error!(segment, %error, "a segment that nobody needs cannot be removed");
+                }
+                desk.order(Order::Removed(segment));
+            }
+            Err(RecvTimeoutError::Timeout) => {}
+            Err(RecvTimeoutError::Disconnected) => return,
+        }
     }
+}
+
+fn make_ready(files: &Files, desk: &Desk, prepare: &Prepare) {
+    let outcome = files.prepare(prepare);
+    if let Err(error) = &outcome {
+        tracing::error!(segment = prepare.segment, %error, "a segment cannot be prepared");
+    }
+    desk.order(Order::Prepared(prepare.segment, outcome.map_err(|error| fault(&error))));
 }
 
 /// Copies events into the journal, once a second while there is something new, and once more at the end.
@@ -140,6 +176,7 @@ fn follow(mut journal: Journal, files: &Files, desk: &Desk, end: &Receiver<()>) 
             match journal.catch_up(files, &extents) {
                 Ok(lsn) => {
                     journaled = lsn;
+                    desk.publish_journaled(lsn);
                     desk.order(Order::Journaled(lsn));
                 }
                 Err(error) => {
@@ -158,7 +195,7 @@ struct Worker {
     desk: Arc<Desk>,
     files: Arc<Files>,
     log: Log,
-    to_helper: Sender<Prepare>,
+    to_helper: Sender<Errand>,
     in_flight_bytes: usize,
     /// Room for one batch's slices, kept from batch to batch.
     slices: Vec<IoSlice<'static>>,
@@ -201,7 +238,10 @@ impl Worker {
             match op {
                 Op::Prepare(prepare) => {
                     // The helper ends only after this thread.
-                    let _ = self.to_helper.send(prepare);
+                    let _ = self.to_helper.send(Errand::Prepare(prepare));
+                }
+                Op::Remove { segment } => {
+                    let _ = self.to_helper.send(Errand::Remove(segment));
                 }
                 Op::Write(write) => {
                     let mut slices = recycle(std::mem::take(&mut self.slices));
@@ -256,6 +296,8 @@ impl Worker {
             Order::Checkpointed(from) => self.log.checkpointed(from),
             Order::CheckpointFailed => self.log.checkpoint_failed(),
             Order::Journaled(lsn) => self.log.journaled(lsn),
+            Order::Scarce(scarce) => self.log.set_scarce(scarce),
+            Order::Removed(segment) => self.log.removed(segment),
             Order::Extents(answer) => {
                 let _ = answer.send(self.log.extents());
             }

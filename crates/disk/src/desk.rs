@@ -1,5 +1,6 @@
 //! Where shards and the committer meet: appends in, news out.
 
+use crate::files::Room;
 use postrider_spool::{Append, Completion, Extent, Health, Lsn, Position, Stats};
 use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
@@ -53,6 +54,10 @@ pub(crate) enum Order {
     Checkpointed(Lsn),
     CheckpointFailed,
     Journaled(Lsn),
+    /// Whether the disk has less room than should be free.
+    Scarce(bool),
+    /// The helper has removed a segment, or not.
+    Removed(u32),
     Extents(std::sync::mpsc::SyncSender<Vec<Extent>>),
     Stats(std::sync::mpsc::SyncSender<Stats>),
 }
@@ -70,6 +75,8 @@ pub(crate) struct Desk {
     health: AtomicU8,
     checkpoint_due: AtomicBool,
     durable: AtomicU64,
+    journaled: AtomicU64,
+    room: Mutex<Room>,
     backlog: AtomicUsize,
 }
 
@@ -93,6 +100,8 @@ impl Desk {
             health: AtomicU8::new(0),
             checkpoint_due: AtomicBool::new(false),
             durable: AtomicU64::new(0),
+            journaled: AtomicU64::new(0),
+            room: Mutex::default(),
             backlog: AtomicUsize::new(0),
         }
     }
@@ -184,17 +193,30 @@ impl Desk {
         }
     }
 
+    /// The event journal has come this far.
+    pub(crate) fn publish_journaled(&self, lsn: Lsn) {
+        self.journaled.store(lsn.0, Ordering::Relaxed);
+    }
+
+    pub(crate) fn publish_room(&self, room: Room) {
+        *self.room.lock().unwrap_or_else(PoisonError::into_inner) = room;
+    }
+
     /// Everything up to `durable` has been delivered.
     pub(crate) fn publish(&self, health: Health, checkpoint_due: bool, durable: Lsn) {
         let health = match health {
             Health::Good => 0,
             Health::Full => 1,
-            Health::Failing => 2,
+            Health::Exhausted => 2,
+            Health::Failing => 3,
         };
         if self.health.swap(health, Ordering::Relaxed) != health {
             match health {
                 0 => tracing::info!("the spool takes messages again"),
                 1 => tracing::error!("the spool is full: messages are refused, outcomes go to the reserve"),
+                2 => tracing::error!(
+                    "the spool's reserve is nearly used up: nothing is sent before a checkpoint"
+                ),
                 _ => tracing::error!("the spool's disk fails: messages are refused until a sync succeeds"),
             }
         }
@@ -284,6 +306,7 @@ impl CommitterHandle {
         match self.0.health.load(Ordering::Relaxed) {
             0 => Health::Good,
             1 => Health::Full,
+            2 => Health::Exhausted,
             _ => Health::Failing,
         }
     }
@@ -298,6 +321,18 @@ impl CommitterHandle {
     #[must_use]
     pub fn durable(&self) -> Lsn {
         self.0.durable()
+    }
+
+    /// The event journal holds every event up to this number.
+    #[must_use]
+    pub fn journaled(&self) -> Lsn {
+        Lsn(self.0.journaled.load(Ordering::Relaxed))
+    }
+
+    /// Room on the disk, as it was a second ago.
+    #[must_use]
+    pub fn room(&self) -> Room {
+        *self.0.room.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Whether a checkpoint should be made. See [`Self::begin_checkpoint`].

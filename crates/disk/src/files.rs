@@ -2,7 +2,7 @@
 
 use postrider_spool::{Fault, Generation, Medium, Position, Prepare, SegmentFile};
 use rustc_hash::FxHashMap;
-use rustix::fs::{FallocateFlags, fallocate};
+use rustix::fs::{FallocateFlags, fallocate, statvfs};
 use rustix::io::{Errno, ReadWriteFlags};
 use std::fs::{File, OpenOptions};
 use std::io::{self, IoSlice, IoSliceMut};
@@ -13,12 +13,33 @@ use std::sync::{Arc, PoisonError, RwLock};
 /// The most slices one system call takes (IOV_MAX).
 const SLICES_MAX: usize = 1024;
 const ZEROS_BYTES: usize = 1 << 20;
+/// What messages leave free on the disk when nobody says how much: so many octets, or this part of the disk if that is
+/// less.
+const FREE_MIN_DEFAULT_BYTES: u64 = 512 << 20;
+const FREE_MIN_DEFAULT_PART: u64 = 20;
+
+/// Room on the disk.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Room {
+    /// Octets that are free.
+    pub free_bytes: u64,
+    /// Octets that messages leave free, for checkpoints, the event journal and others.
+    pub free_min_bytes: u64,
+}
+
+impl Room {
+    pub(crate) fn is_scarce(self) -> bool {
+        self.free_bytes < self.free_min_bytes
+    }
+}
 
 /// All segment files of one directory, shared by the committer and the readers.
 #[derive(Debug)]
 pub(crate) struct Files {
     dir: PathBuf,
     pub(crate) salt: u64,
+    /// Octets of the disk that messages leave free, if somebody said so.
+    free_min: Option<u64>,
     open: RwLock<FxHashMap<u32, Arc<File>>>,
     /// Which file holds a filling, for readers.
     fillings: RwLock<FxHashMap<Generation, u32>>,
@@ -26,7 +47,32 @@ pub(crate) struct Files {
 
 impl Files {
     pub(crate) fn new(dir: &Path, salt: u64) -> Self {
-        Self { dir: dir.to_owned(), salt, open: RwLock::default(), fillings: RwLock::default() }
+        Self {
+            dir: dir.to_owned(),
+            salt,
+            free_min: None,
+            open: RwLock::default(),
+            fillings: RwLock::default(),
+        }
+    }
+
+    pub(crate) fn with_free_min(self, free_min: Option<u64>) -> Self {
+        Self { free_min, ..self }
+    }
+
+    /// How much room the disk has.
+    pub(crate) fn room(&self) -> io::Result<Room> {
+        let disk = statvfs(&self.dir)?;
+        let size = disk.f_blocks.saturating_mul(disk.f_frsize);
+        let free_min = self.free_min.unwrap_or(FREE_MIN_DEFAULT_BYTES.min(size / FREE_MIN_DEFAULT_PART));
+        Ok(Room { free_bytes: disk.f_bavail.saturating_mul(disk.f_frsize), free_min_bytes: free_min })
+    }
+
+    /// Gives the room of a segment back.
+    pub(crate) fn remove(&self, segment: u32) -> io::Result<()> {
+        self.open.write().unwrap_or_else(PoisonError::into_inner).remove(&segment);
+        self.fillings.write().unwrap_or_else(PoisonError::into_inner).retain(|_, of| *of != segment);
+        std::fs::remove_file(self.path(segment))
     }
 
     pub(crate) fn dir(&self) -> &Path {
@@ -81,6 +127,10 @@ impl Files {
             match std::fs::remove_file(&path) {
                 Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
                 _ => {}
+            }
+            let room = self.room()?;
+            if !prepare.reserve && room.free_bytes < room.free_min_bytes.saturating_add(prepare.size.into()) {
+                return Err(io::ErrorKind::StorageFull.into());
             }
             let file = OpenOptions::new().read(true).write(true).create_new(true).open(&path)?;
             if let Err(error) = allocate(&file, u64::from(prepare.size)) {

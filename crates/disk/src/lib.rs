@@ -38,7 +38,7 @@ mod reader;
 pub use checkpoint::{Checkpoints, Manifest, Part, PartError};
 pub use committer::Committer;
 pub use desk::CommitterHandle;
-pub use files::make_directory;
+pub use files::{Room, make_directory};
 pub use inspect::{Inspection, inspect};
 pub use open::{OpenError, Opened, Recovered, Upkeep, open, open_with};
 pub use postrider_spool::{Record, RecordError as ReadError, Replayed as ReplayedRecord};

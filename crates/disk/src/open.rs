@@ -38,11 +38,13 @@ impl OpenError {
 pub struct Upkeep {
     /// Days for which the event journal is kept; today is one.
     pub event_days: u32,
+    /// Octets of the disk that messages leave free; `None` is 512 MiB, or 5 % of the disk if that is less.
+    pub free_min_bytes: Option<u64>,
 }
 
 impl Default for Upkeep {
     fn default() -> Self {
-        Self { event_days: crate::journal::DAYS_DEFAULT }
+        Self { event_days: crate::journal::DAYS_DEFAULT, free_min_bytes: None }
     }
 }
 
@@ -145,7 +147,7 @@ impl Opened {
             tracing::info!(segment, offset, "a tail that was never synced was cut");
         }
         let mut log = Log::recovered(self.settings, recovery.finish());
-        let files = Files::new(&self.dir, log.salt());
+        let files = Files::new(&self.dir, log.salt()).with_free_min(self.upkeep.free_min_bytes);
         for (generation, segment) in log.fillings() {
             files.set_filling(generation, segment);
         }

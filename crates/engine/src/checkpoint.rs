@@ -496,7 +496,7 @@ mod tests {
                 Op::Prepare(prepare) => log.prepared(prepare.segment, Ok(())),
                 Op::Write(_) => log.written(Ok(())),
                 Op::Sync { .. } => log.synced(Ok(())),
-                Op::Read { .. } => unreachable!("nothing is copied"),
+                Op::Read { .. } | Op::Remove { .. } => unreachable!("nothing is copied or given back"),
             }
         }
         while let Some(news) = log.poll_completion() {

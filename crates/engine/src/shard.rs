@@ -84,10 +84,19 @@ pub struct Shard {
 pub struct Health {
     /// No room for messages; outcomes still have the reserve.
     pub full: bool,
+    /// As full, and the reserve is nearly used up: start nothing either.
+    pub exhausted: bool,
     /// Nothing can be made durable: take nothing, start nothing.
     pub broken: bool,
     /// So much waits to be written that sessions are told to come back.
     pub congested: bool,
+}
+
+impl Health {
+    /// What becomes of a transaction could not be written down.
+    pub(crate) fn forbids_start(self) -> bool {
+        self.broken || self.exhausted
+    }
 }
 
 /// What happens when a record is durable.
@@ -190,7 +199,7 @@ impl Shard {
 
     /// What the log's shell says of its health.
     pub fn set_health(&mut self, health: Health) {
-        let recovers = self.health.broken && !health.broken;
+        let recovers = self.health.forbids_start() && !health.forbids_start();
         self.health = health;
         if recovers {
             self.resume_waiting();
@@ -213,7 +222,7 @@ impl Shard {
             if let Some(effect) = self.effects.pop_front() {
                 return Some(effect);
             }
-            if self.health.broken {
+            if self.health.forbids_start() {
                 // No transaction starts while its outcome could not be written down (design §5).
                 return None;
             }
@@ -389,7 +398,7 @@ impl Shard {
     pub(crate) fn refuse_if_unhealthy(&self) -> Result<(), Refusal> {
         match self.health {
             Health { broken: true, .. } => Err(Refusal::write_failed()),
-            Health { full: true, .. } => Err(Refusal::disk_full()),
+            Health { full: true, .. } | Health { exhausted: true, .. } => Err(Refusal::disk_full()),
             Health { congested: true, .. } => Err(Refusal::busy()),
             Health { .. } => Ok(()),
         }

@@ -46,7 +46,7 @@ pub(crate) struct Open {
 
 impl Outflow for Shard {
     fn next(&mut self, now: Timestamp, connection: ConnectionId, lane: LaneId) -> Next {
-        let broken = self.health.broken;
+        let broken = self.health.forbids_start();
         if !self.links.contains_key(&connection) {
             self.connection_opened(now, connection, lane);
         }

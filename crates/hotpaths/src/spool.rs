@@ -94,6 +94,7 @@ impl Memory {
                     }
                     log.prepared(prepare.segment, Ok(()));
                 }
+                Op::Remove { segment } => log.removed(segment),
                 Op::Read { .. } => log.read(Err(Fault::Io)),
             }
         }

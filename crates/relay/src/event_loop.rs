@@ -231,6 +231,7 @@ impl EventLoop {
         let health = self.committer.health();
         self.shard.set_health(Health {
             full: health == postrider_spool::Health::Full,
+            exhausted: health == postrider_spool::Health::Exhausted,
             broken: health == postrider_spool::Health::Failing,
             congested: self.committer.is_congested(),
         });

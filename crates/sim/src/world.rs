@@ -279,6 +279,8 @@ impl World {
             self.carry(id);
         }
         self.log.tick();
+        let is_scarce = self.dice.chance(100);
+        self.log.set_scarce(is_scarce);
     }
 
     fn happen(&mut self, event: Event) {

@@ -147,6 +147,9 @@ pub enum Health {
     Good,
     /// No room for messages; outcomes still go to the reserve.
     Full,
+    /// As full, and the reserve is nearly used up: no transaction may be started either, until a checkpoint has
+    /// freed room for outcomes.
+    Exhausted,
     /// No segment can be synced: no message is taken, and no transaction may be started.
     Failing,
 }

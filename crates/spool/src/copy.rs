@@ -84,7 +84,7 @@ impl Log {
             return None;
         }
         let index = self.segments.victim(self.passed, self.settings.segment_size_bytes)?;
-        if !self.is_short() && !self.segments.get(index).suspect {
+        if !self.is_short() && !self.starved() && !self.segments.get(index).suspect {
             return None;
         }
         self.copying.victim = Some(index);

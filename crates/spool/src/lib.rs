@@ -23,7 +23,7 @@
 //!             log.written(Ok(()));
 //!         }
 //!         Some(Op::Sync { .. }) => log.synced(Ok(())),
-//!         Some(Op::Read { .. }) => unreachable!("nothing to copy yet"),
+//!         Some(Op::Read { .. } | Op::Remove { .. }) => unreachable!("nothing to copy yet"),
 //!         None => break log.poll_completion().and_then(|news| news.durable),
 //!     }
 //! };

@@ -103,6 +103,12 @@ pub struct Log {
     blocked: Option<Fault>,
     /// A file could not be made; not tried again before the next tick.
     create_failed: Option<Fault>,
+    /// The disk has less room than should be left free.
+    scarce: bool,
+    /// It has, and there is nothing to give back.
+    starved: bool,
+    /// The segment being removed.
+    removing: Option<u32>,
     attempts_left: u32,
     failing: bool,
     /// The reserve has been complete once.
@@ -154,6 +160,9 @@ impl Log {
             preparing: None,
             blocked: None,
             create_failed: None,
+            scarce: false,
+            starved: false,
+            removing: None,
             attempts_left: ATTEMPTS,
             failing: false,
             primed: false,
@@ -211,7 +220,8 @@ impl Log {
         let size = self.settings.segment_size_bytes;
         self.checkpoint_running.is_none()
             && (written >= self.settings.checkpoint_after_bytes
-                || (self.is_short() && self.segments.waits_for_checkpoint(self.passed, size)))
+                || ((self.is_short() || self.starved)
+                    && self.segments.waits_for_checkpoint(self.passed, size)))
     }
 
     /// A checkpoint begins: its replay may start here, if its state holds all that was completed by now.
@@ -251,6 +261,12 @@ impl Log {
         if self.failing {
             return Health::Failing;
         }
+        if self.is_exhausted() {
+            return Health::Exhausted;
+        }
+        if self.starved {
+            return Health::Full;
+        }
         match self.blocked {
             Some(fault) if self.room_for_messages() < BATCH_HEADER_BYTES + 4096 => match fault {
                 Fault::Full => Health::Full,
@@ -258,6 +274,13 @@ impl Log {
             },
             _ => Health::Good,
         }
+    }
+
+    /// No segment is left, and the last one is half used: what is left of it is for what goes on already, and for
+    /// the checkpoint that frees others.
+    fn is_exhausted(&self) -> bool {
+        let left = self.active.map_or(0, |active| self.size_of(active.index) - active.end);
+        self.blocked.is_some() && self.spares.is_empty() && left < self.settings.segment_size_bytes / 2
     }
 
     /// Records taken and not yet durable.
@@ -360,6 +383,9 @@ impl Log {
         }
         if let Some(prepare) = self.plan() {
             return Some(Op::Prepare(prepare));
+        }
+        if let Some(segment) = self.give_back() {
+            return Some(Op::Remove { segment });
         }
         self.copy_step().map(|(segment, offset, length)| Op::Read { segment, offset, length })
     }
@@ -485,7 +511,9 @@ impl Log {
             (true, _) | (false, Some(Fault::Io)) => Lost::Failed,
             (false, _) => Lost::Full,
         };
-        let takes = !self.failing && (self.blocked.is_none() || self.spares.len() >= RESERVED_SEGMENTS);
+        let takes = !self.failing
+            && !self.starved
+            && (self.blocked.is_none() || self.spares.len() >= RESERVED_SEGMENTS);
         if takes || self.pending.iter().all(|flying| flying.append.reserve) {
             return;
         }

@@ -17,6 +17,11 @@ pub enum Op<'a> {
     },
     /// Make a segment ready; answer with `Log::prepared`.
     Prepare(Prepare),
+    /// Remove a segment's file, which nobody needs; answer with `Log::removed`. It need not be durable.
+    Remove {
+        /// Which.
+        segment: u32,
+    },
     /// Read, for copying forward; answer with `Log::read`.
     Read {
         /// Which.
@@ -65,6 +70,8 @@ pub struct Prepare {
     pub size: u32,
     /// A batch waits for this one.
     pub awaited: bool,
+    /// The reserve is not complete: this one may use room that messages must leave free.
+    pub reserve: bool,
     /// What the header says; [`SegmentHeader::encode`] goes to the segment's start.
     pub header: SegmentHeader,
 }

@@ -71,6 +71,8 @@ struct File {
 #[derive(Clone, Debug)]
 pub struct SimDisk {
     files: BTreeMap<u32, File>,
+    /// Removed, but a crash may bring them back.
+    removed: BTreeMap<u32, File>,
     /// Its chances; roll for other things too, if you like.
     pub dice: Dice,
     /// What goes wrong.
@@ -87,6 +89,7 @@ impl SimDisk {
     pub fn new(seed: u64) -> Self {
         Self {
             files: BTreeMap::new(),
+            removed: BTreeMap::new(),
             dice: Dice::new(seed),
             faults: Faults::default(),
             room_bytes: u64::MAX,
@@ -124,6 +127,10 @@ impl SimDisk {
                 let steps = if self.dice.chance(self.faults.prepare) { self.dice.below(4) } else { 4 };
                 (self.prepare(prepare, steps), None)
             }
+            Op::Remove { segment } => {
+                self.remove(*segment);
+                (Ok(()), None)
+            }
             Op::Read { segment, offset, length } => {
                 let mut bytes = vec![0; *length as usize];
                 match self.read_at(*segment, *offset, &mut bytes) {
@@ -146,6 +153,7 @@ impl SimDisk {
                 let steps = self.dice.below(4);
                 let _ = self.prepare(prepare, steps);
             }
+            Op::Remove { segment } => self.remove(*segment),
             Op::Sync { .. } | Op::Read { .. } => {}
         }
     }
@@ -153,6 +161,11 @@ impl SimDisk {
     /// The power goes: every sector that was not synced is there or not, each by its own luck.
     pub fn crash(&mut self) {
         let odds = [0, 500, 1000, 100, 900][usize::try_from(self.dice.below(5)).unwrap_or(0)];
+        for (index, file) in std::mem::take(&mut self.removed) {
+            if self.dice.chance(odds) {
+                self.files.entry(index).or_insert(file);
+            }
+        }
         let indexes: Vec<u32> = self.files.keys().copied().collect();
         for index in indexes {
             let Some(mut file) = self.files.remove(&index) else { continue };
@@ -181,6 +194,12 @@ impl SimDisk {
         {
             *byte ^= 0x10;
             file.durable[offset as usize] ^= 0x10;
+        }
+    }
+
+    fn remove(&mut self, segment: u32) {
+        if let Some(file) = self.files.remove(&segment) {
+            self.removed.insert(segment, file);
         }
     }
 
@@ -221,7 +240,7 @@ impl SimDisk {
     /// Steps: make and allocate, write the header, sync the file, sync the directory.
     fn prepare(&mut self, prepare: &Prepare, steps: u64) -> Outcome {
         if prepare.create {
-            let old = self.files.remove(&prepare.segment);
+            let old = self.files.remove(&prepare.segment).or_else(|| self.removed.remove(&prepare.segment));
             let used: u64 = self.files.values().map(|file| file.cached.len() as u64).sum();
             if used + u64::from(prepare.size) > self.room_bytes {
                 return Err(Fault::Full);
@@ -256,6 +275,8 @@ impl SimDisk {
             file.linked = true;
             file.replaced = None;
         }
+        // The directory is synced, with all that was removed from it.
+        self.removed.clear();
         Ok(())
     }
 }

@@ -49,6 +49,7 @@ struct World {
     /// The two kept checkpoints' starts, newest last.
     checkpoints: Vec<Lsn>,
     reads: u64,
+    removed: u64,
     follower: Follower,
     seed: u64,
 }
@@ -96,6 +97,7 @@ impl World {
             next: [1; 3],
             checkpoints: vec![],
             reads: 0,
+            removed: 0,
             follower,
             seed,
         }
@@ -176,6 +178,10 @@ impl World {
             Op::Write(_) => self.log.written(outcome),
             Op::Sync { .. } => self.log.synced(outcome),
             Op::Prepare(prepare) => self.log.prepared(prepare.segment, outcome),
+            Op::Remove { segment } => {
+                self.removed += 1;
+                self.log.removed(segment);
+            }
             Op::Read { .. } => {
                 self.reads += 1;
                 self.log.read(outcome.map(|()| bytes.unwrap()));
@@ -368,6 +374,7 @@ struct Tally {
     durable: u64,
     copied: u64,
     reused: u64,
+    removed: u64,
     lost: u64,
     full: u64,
     failing: u64,
@@ -382,7 +389,11 @@ fn run(seed: u64, tally: &mut Tally) {
             match world.dice.below(100) {
                 0..40 => world.append(),
                 40..43 => world.release_some(),
-                43 => world.log.tick(),
+                43 => {
+                    world.log.tick();
+                    let scarce = world.dice.chance(300);
+                    world.log.set_scarce(scarce);
+                }
                 44 => world.follow(),
                 45 if world.log.checkpoint_due() => world.checkpoint(),
                 _ => {
@@ -390,7 +401,7 @@ fn run(seed: u64, tally: &mut Tally) {
                 }
             }
             match world.log.health() {
-                Health::Full => tally.full += 1,
+                Health::Full | Health::Exhausted => tally.full += 1,
                 Health::Failing => tally.failing += 1,
                 Health::Good => {}
             }
@@ -398,6 +409,7 @@ fn run(seed: u64, tally: &mut Tally) {
         let stats = world.log.stats();
         tally.copied += stats.copied;
         tally.lost += stats.lost;
+        tally.removed += std::mem::take(&mut world.removed);
         tally.reused +=
             stats.bytes / (u64::from(world.settings.segment_size_bytes) * u64::from(stats.segments.max(1)));
         tally.crashes += 1;
@@ -429,5 +441,12 @@ fn what_was_called_durable_survives_every_crash_in_order() {
         tally.crashes, tally.durable, tally.copied, tally.reused, tally.lost, tally.full, tally.failing
     );
     // The workload must reach what it is there to prove.
-    assert!(tally.copied > 0 && tally.reused > 0 && tally.lost > 0 && tally.full > 0 && tally.failing > 0);
+    assert!(
+        tally.copied > 0
+            && tally.reused > 0
+            && tally.removed > 0
+            && tally.lost > 0
+            && tally.full > 0
+            && tally.failing > 0
+    );
 }

@@ -27,7 +27,7 @@ fn written(seed: u64) -> (SimDisk, Vec<Position>) {
                 Op::Write(_) => log.written(outcome),
                 Op::Sync { .. } => log.synced(outcome),
                 Op::Prepare(prepare) => log.prepared(prepare.segment, outcome),
-                Op::Read { .. } => unreachable!("nothing is released"),
+                Op::Read { .. } | Op::Remove { .. } => unreachable!("nothing is released"),
             }
         }
         positions.extend(log.poll_completion().unwrap().placed.iter().map(|(_, position)| *position));
@@ -120,7 +120,7 @@ fn content_that_imitates_a_batch_is_never_taken_for_one() {
                 Op::Write(_) => log.written(outcome),
                 Op::Sync { .. } => log.synced(outcome),
                 Op::Prepare(prepare) => log.prepared(prepare.segment, outcome),
-                Op::Read { .. } => unreachable!("nothing is released"),
+                Op::Read { .. } | Op::Remove { .. } => unreachable!("nothing is released"),
             }
         }
     }
@@ -157,7 +157,7 @@ fn whatever_is_damaged_recovery_ends_and_the_log_goes_on() {
                 Op::Write(_) => log.written(outcome),
                 Op::Sync { .. } => log.synced(outcome),
                 Op::Prepare(prepare) => log.prepared(prepare.segment, outcome),
-                Op::Read { .. } => unreachable!("nothing is short"),
+                Op::Read { .. } | Op::Remove { .. } => unreachable!("nothing is short"),
             }
         }
         assert!(log.poll_completion().unwrap().durable.is_some(), "round {round}");

@@ -108,6 +108,7 @@ fn upkeep(spool: Option<&Section>) -> Upkeep {
     if let Some(days) = number("event_days").and_then(|days| u32::try_from(days).ok()) {
         upkeep.event_days = days;
     }
+    upkeep.free_min_bytes = number("free_space");
     upkeep
 }
 

@@ -479,6 +479,14 @@ pub static SPOOL: Table = Table {
             "Octets of one file of the log. A message must fit.",
         ),
         key(
+            "free_space",
+            size(0, 1 << 50),
+            "",
+            "Room on the disk that messages leave free, for checkpoints, the event journal and others. With less, \
+             the log gives back what it does not need, and if that is not enough, messages are refused with \
+             `452 4.3.1`. Default: 512 MiB, or 5 % of the disk if that is less.",
+        ),
+        key(
             "event_days",
             number(1, 3_650),
             "30",

@@ -111,6 +111,7 @@ impl Adapter {
             ("data_dir", settings.data_dir != loaded.settings.data_dir),
             ("shards", settings.shards != loaded.settings.shards),
             ("memory", settings.memory_max_bytes != loaded.settings.memory_max_bytes),
+            ("spool.free_space", settings.upkeep.free_min_bytes != loaded.settings.upkeep.free_min_bytes),
             ("spool.event_days", settings.upkeep.event_days != loaded.settings.upkeep.event_days),
             ("spool.segment_size", settings.segment_size_bytes != loaded.settings.segment_size_bytes),
             ("delivery.authorities", settings.authorities != loaded.settings.authorities),
@@ -148,7 +149,7 @@ impl Adapter {
     fn log_health(&self) -> &'static str {
         match self.0.relay.log().health() {
             postrider_spool::Health::Good => "good",
-            postrider_spool::Health::Full => "full",
+            postrider_spool::Health::Full | postrider_spool::Health::Exhausted => "full",
             postrider_spool::Health::Failing => "failing",
         }
     }
@@ -273,6 +274,7 @@ impl postrider_api::Relay for Adapter {
 
     fn spool(&self) -> Option<SpoolView> {
         let stats = self.0.relay.log().stats()?;
+        let room = self.0.relay.log().room();
         Some(SpoolView {
             health: self.log_health(),
             segments: stats.segments,
@@ -288,6 +290,9 @@ impl postrider_api::Relay for Adapter {
             unreadable: stats.unreadable,
             lost: stats.lost,
             durable: stats.durable.0,
+            journal_lag: stats.durable.0.saturating_sub(self.0.relay.log().journaled().0),
+            disk_free_bytes: room.free_bytes,
+            disk_free_min_bytes: room.free_min_bytes,
         })
     }
 

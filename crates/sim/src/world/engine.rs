@@ -15,6 +15,7 @@ impl World {
                 let healthy = self.log.health();
                 self.shards[index].set_health(Health {
                     full: healthy == postrider_spool::Health::Full,
+                    exhausted: healthy == postrider_spool::Health::Exhausted,
                     broken: healthy == postrider_spool::Health::Failing,
                     congested: false,
                 });
@@ -181,6 +182,7 @@ impl World {
                 Op::Write(_) => self.log.written(outcome),
                 Op::Sync { .. } => self.log.synced(outcome),
                 Op::Prepare(prepare) => self.log.prepared(prepare.segment, outcome),
+                Op::Remove { segment } => self.log.removed(segment),
                 Op::Read { .. } => self.log.read(outcome.map(|()| bytes.unwrap_or_default())),
             }
             self.settle_down();

@@ -13,6 +13,45 @@ impl Log {
         self.spares.len() < RESERVED_SEGMENTS + self.settings.ahead
     }
 
+    /// Whether the disk has less room than should be left free on it. Segments that nobody needs are then given
+    /// back, one for each call; while there are none, no message is taken. Call it about once a second.
+    pub fn set_scarce(&mut self, scarce: bool) {
+        self.scarce = scarce;
+        self.starved = scarce && self.removing.is_none() && self.surplus().is_none();
+    }
+
+    /// A segment that may go: the reserve is complete, and nobody needs what this one holds.
+    fn surplus(&self) -> Option<u32> {
+        if self.is_short() { None } else { self.segments.reusable(self.passed, false) }
+    }
+
+    pub(crate) fn starved(&self) -> bool {
+        self.starved
+    }
+
+    /// What to remove next.
+    pub(super) fn give_back(&mut self) -> Option<u32> {
+        if !self.scarce || self.removing.is_some() {
+            return None;
+        }
+        let index = self.surplus()?;
+        self.scarce = false;
+        self.give_up(index);
+        self.segments.get_mut(index).state = State::Preparing;
+        self.removing = Some(index);
+        Some(index)
+    }
+
+    /// The segment's file is removed, or not.
+    pub fn removed(&mut self, index: u32) {
+        if self.removing.take_if(|removing| *removing == index).is_some() {
+            let segment = self.segments.get_mut(index);
+            segment.state = State::Free;
+            // What could not be removed is replaced when the segment is made again.
+            segment.absent = true;
+        }
+    }
+
     /// What to prepare next.
     pub(super) fn plan(&mut self) -> Option<Prepare> {
         let resting = self.failing && self.attempts_left == 0;
@@ -84,6 +123,7 @@ impl Log {
             size: segment.size,
             seals: self.seals.clone(),
         };
-        Prepare { segment: index, create, size: header.size, awaited: self.active.is_none(), header }
+        let reserve = self.spares.len() < RESERVED_SEGMENTS;
+        Prepare { segment: index, create, size: header.size, awaited: self.active.is_none(), reserve, header }
     }
 }
