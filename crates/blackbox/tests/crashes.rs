@@ -26,7 +26,7 @@ const SYNC: Duration = Duration::from_millis(2);
 /// With SIGSTOP sent, the sink has heard of every connection after this time.
 const STANDSTILL: Duration = Duration::from_millis(50);
 /// Room on the forgetful disk: so little that segments are soon used again, behind checkpoints.
-const CAPACITY: u64 = 16 << 20;
+const CAPACITY: u64 = 12 << 20;
 
 fn config(address: SocketAddr, sink: SocketAddr, retry: &str) -> String {
     format!(
@@ -191,7 +191,8 @@ fn a_loss_of_power_loses_nothing_that_was_acknowledged() {
     // Outcomes are synced at the latest after 5 ms, or what a sync takes here.
     std::thread::sleep(Duration::from_millis(200));
     let schedule = schedules(&relay, "parked.test");
-    let plan = Plan { rate: Some(300.0), ..Plan::to(address).sessions(10) };
+    // Large enough to go through the whole disk several times.
+    let plan = Plan { rate: Some(300.0), size: 40_000, ..Plan::to(address).sessions(10) };
     let load = Load::start(plan, 2);
     let mut open_connections = 0;
     for round in 0..rounds {

@@ -6,6 +6,7 @@ use std::collections::{HashMap, HashSet};
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 use storm::check::{self, Known};
 use storm::record::{self, Verdict};
@@ -46,10 +47,10 @@ fn send(address: SocketAddr, messages: u64, run: u64) -> Outcome {
 
 /// Sends until ten messages in a row are taken; what was sent comes to the journal.
 fn take_again(address: SocketAddr, journal: &mut Vec<u8>) {
-    let mut run = 2;
+    // No two runs have the same number: their messages are told apart by it.
+    static RUN: AtomicU64 = AtomicU64::new(1_000);
     until("mail is taken again", DRAIN, || {
-        let outcome = send(address, 10, run);
-        run += 1;
+        let outcome = send(address, 10, RUN.fetch_add(1, Ordering::Relaxed));
         journal.extend_from_slice(&outcome.journal);
         (outcome.counts.acknowledged == 10).then_some(())
     });
@@ -99,6 +100,12 @@ impl SmallDisk {
         let options = format!("size={size},mode=0700");
         let mounted = Command::new("mount").args(["-t", "tmpfs", "-o", &options, "tmpfs"]).arg(&at).status();
         mounted.is_ok_and(|status| status.success()).then_some(SmallDisk(at))
+    }
+
+    /// Octets that are free.
+    fn free(&self) -> u64 {
+        let disk = rustix::fs::statvfs(&self.0).unwrap();
+        disk.f_bavail * disk.f_frsize
     }
 }
 
@@ -227,6 +234,40 @@ fn a_full_disk_refuses_drains_and_takes_mail_again() {
     relay.command(&["queue", "retry", "--all"]).must_succeed("queue retry");
     relay.wait_until_empty(DRAIN);
     let mut journal = outcome.journal;
+    take_again(address, &mut journal);
+    relay.wait_until_empty(DRAIN);
+    let report = check::check(&journal, &sink.stop().log, &Known::default()).unwrap();
+    assert!(report.holds(), "{report:#?}");
+    drop(relay);
+    drop(disk);
+}
+
+#[test]
+fn a_disk_short_of_room_refuses_mail_and_gets_room_back() {
+    const FREE: u64 = 8 << 20;
+    let site = Site::new();
+    let Some(disk) = SmallDisk::mount(site.path("small"), "24m") else {
+        skip!("no small disk can be mounted here")
+    };
+    let (address, next_hop) = (site.free(1), site.free(2));
+    let config = config(address, next_hop) + "free_space = \"8 MiB\"\n";
+    let relay = Relay::start_at(&site, &disk.0.join("data"), &config, &[]);
+    let outcome = send(address, 5_000, 1);
+    let replies = refusals(&outcome);
+    eprintln!("{:?}: {replies:?}", outcome.counts);
+    assert!(outcome.counts.refused > 0 && outcome.counts.acknowledged > 500, "{:?}", outcome.counts);
+    assert!(replies.iter().all(|reply| reply.starts_with("452 4.3.1")), "{replies:?}");
+    assert!(disk.free() > FREE / 2, "{} octets are left of {FREE}", disk.free());
+    // What was taken goes out, and others take room: what the log does not need any more is given back.
+    let sink = Sink::start(Options::at(vec![next_hop])).unwrap();
+    relay.command(&["queue", "retry", "--all"]).must_succeed("queue retry");
+    relay.wait_until_empty(DRAIN);
+    let mut journal = outcome.journal;
+    take_again(address, &mut journal);
+    let before = disk.free();
+    std::fs::write(disk.0.join("of-others"), vec![1; 4 << 20]).unwrap();
+    until("room is given back", DRAIN, || (disk.free() >= FREE).then_some(()));
+    assert!(disk.free() + (4 << 20) > before);
     take_again(address, &mut journal);
     relay.wait_until_empty(DRAIN);
     let report = check::check(&journal, &sink.stop().log, &Known::default()).unwrap();
