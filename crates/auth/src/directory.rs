@@ -24,13 +24,26 @@ pub struct DirectoryError {
 /// ones every time (RFC 5802 §9: a salt must not tell whether a name exists). Built once per snapshot.
 #[derive(Clone)]
 pub struct Directory {
-    verifiers: BTreeMap<Box<str>, Arc<Verifier>>,
+    verifiers: Arc<BTreeMap<Box<str>, Known>>,
     /// Of most verifiers, so that an unknown name costs as much.
     iterations: NonZeroU32,
     secret: [u8; 32],
     anyone: bool,
     /// Names that are nobody's any more; they are refused even where anyone is let in.
-    retired: BTreeSet<Box<str>>,
+    retired: Arc<BTreeSet<Box<str>>>,
+}
+
+/// A verifier, and the text of which it was read.
+#[derive(Clone)]
+struct Known {
+    text: Box<str>,
+    verifier: Arc<Verifier>,
+}
+
+impl Known {
+    fn read(text: &str) -> Result<Self, VerifierError> {
+        text.parse().map(|verifier| Known { text: text.into(), verifier: Arc::new(verifier) })
+    }
 }
 
 impl Directory {
@@ -46,9 +59,9 @@ impl Directory {
         let mut verifiers = BTreeMap::new();
         let mut errors = Vec::new();
         for (name, text) in accounts {
-            match text.parse::<Verifier>() {
-                Ok(verifier) => {
-                    verifiers.insert(name.into(), Arc::new(verifier));
+            match Known::read(text) {
+                Ok(known) => {
+                    verifiers.insert(name.into(), known);
                 }
                 Err(error) => errors.push(DirectoryError { name: name.into(), error }),
             }
@@ -57,7 +70,13 @@ impl Directory {
             return Err(errors);
         }
         let iterations = usual_iterations(&verifiers);
-        Ok(Directory { verifiers, iterations, secret, anyone: false, retired: BTreeSet::new() })
+        Ok(Directory {
+            verifiers: verifiers.into(),
+            iterations,
+            secret,
+            anyone: false,
+            retired: Arc::default(),
+        })
     }
 
     /// From a snapshot's accounts.
@@ -73,18 +92,22 @@ impl Directory {
     pub fn anyone() -> Self {
         let iterations = usual_iterations(&BTreeMap::new());
         Directory {
-            verifiers: BTreeMap::new(),
+            verifiers: Arc::default(),
             iterations,
             secret: [0; 32],
             anyone: true,
-            retired: BTreeSet::new(),
+            retired: Arc::default(),
         }
     }
 
     /// From what the control plane knows: its logins that may be used. Those of them that cannot be read are
-    /// given back by name; nobody logs in with them.
+    /// given back by name; nobody logs in with them. What the one `before` has read is not read again.
     #[must_use]
-    pub fn of_control(control: &Control, secret: [u8; 32]) -> (Self, Vec<DirectoryError>) {
+    pub fn of_control(
+        control: &Control,
+        before: Option<&Directory>,
+        secret: [u8; 32],
+    ) -> (Self, Vec<DirectoryError>) {
         let mut verifiers = BTreeMap::new();
         let (mut retired, mut errors) = (BTreeSet::new(), Vec::new());
         for login in control.logins() {
@@ -93,9 +116,11 @@ impl Directory {
                 retired.insert(name);
                 continue;
             }
-            match login.credential.verifier.parse::<Verifier>() {
-                Ok(verifier) => {
-                    verifiers.insert(name, Arc::new(verifier));
+            let text = &login.credential.verifier;
+            let known = before.and_then(|before| before.verifiers.get(&name));
+            match known.filter(|known| known.text == *text).cloned().map_or_else(|| Known::read(text), Ok) {
+                Ok(known) => {
+                    verifiers.insert(name, known);
                 }
                 Err(error) => {
                     errors.push(DirectoryError { name: name.clone(), error });
@@ -104,6 +129,7 @@ impl Directory {
             }
         }
         let iterations = usual_iterations(&verifiers);
+        let (verifiers, retired) = (verifiers.into(), retired.into());
         (Directory { verifiers, iterations, secret, anyone: false, retired }, errors)
     }
 
@@ -116,10 +142,15 @@ impl Directory {
     /// The names of both; where they share one it is the other's.
     #[must_use]
     pub fn joined(&self, other: &Directory) -> Self {
-        let mut verifiers = self.verifiers.clone();
-        verifiers.extend(other.verifiers.iter().map(|(name, verifier)| (name.clone(), verifier.clone())));
+        if other.is_empty() {
+            return self.clone();
+        }
+        let mut verifiers = BTreeMap::clone(&self.verifiers);
+        verifiers.extend(other.verifiers.iter().map(|(name, known)| (name.clone(), known.clone())));
         let iterations = usual_iterations(&verifiers);
-        let retired = self.retired.iter().filter(|name| !verifiers.contains_key(*name)).cloned().collect();
+        let retired: BTreeSet<_> =
+            self.retired.iter().filter(|name| !verifiers.contains_key(*name)).cloned().collect();
+        let (verifiers, retired) = (verifiers.into(), retired.into());
         Directory { verifiers, iterations, secret: self.secret, anyone: false, retired }
     }
 
@@ -147,7 +178,7 @@ impl Directory {
     /// The name's verifier, or for a name that does not exist one that accepts nothing; true if it exists.
     pub(crate) fn verifier(&self, name: &str) -> (Arc<Verifier>, bool) {
         match self.verifiers.get(name) {
-            Some(verifier) => (Arc::clone(verifier), true),
+            Some(known) => (Arc::clone(&known.verifier), true),
             None => (Arc::new(self.nobody(name)), false),
         }
     }
@@ -163,10 +194,10 @@ impl Directory {
     }
 }
 
-fn usual_iterations(verifiers: &BTreeMap<Box<str>, Arc<Verifier>>) -> NonZeroU32 {
+fn usual_iterations(verifiers: &BTreeMap<Box<str>, Known>) -> NonZeroU32 {
     let mut counts = BTreeMap::new();
-    for verifier in verifiers.values() {
-        *counts.entry(verifier.iterations).or_insert(0usize) += 1;
+    for known in verifiers.values() {
+        *counts.entry(known.verifier.iterations).or_insert(0usize) += 1;
     }
     let usual = counts.into_iter().max_by_key(|(_, count)| *count).map(|(iterations, _)| iterations);
     // Invariant: the default is within its own bounds.
@@ -202,5 +233,62 @@ mod tests {
         assert_eq!((nobody.salt.len(), nobody.iterations.get()), (16, 5000));
         assert_eq!(directory.verifier("a").0, nobody);
         assert_ne!(directory.verifier("c").0.salt, nobody.salt);
+    }
+
+    #[test]
+    fn only_changed_logins_are_read_again_and_retired_names_are_refused_everywhere() {
+        use postrider_model::control::{
+            Application, ApplicationDraft, Change, ControlParts, Credential, Tenant,
+        };
+        use postrider_model::{ApplicationId, CredentialId, TenantId, Timestamp};
+        let now = Timestamp::from_secs(1);
+        let verifier = |password| Verifier::new(password, &[1; 16], 4096).unwrap().to_string();
+        let draft = ApplicationDraft {
+            name: Some("shop".into()),
+            from: Some(vec!["*@example.com".into()]),
+            ..ApplicationDraft::default()
+        };
+        let tenant = Tenant { id: TenantId::new(now, 1), name: "default".into(), created_at: now };
+        let application = Application {
+            id: ApplicationId::new(now, 1),
+            tenant: tenant.id,
+            settings: draft.create().unwrap(),
+            version: 1,
+            created_at: now,
+            updated_at: now,
+        };
+        let credential = |number, username: &str, verifier: String| Credential {
+            id: CredentialId::new(now, number),
+            application: application.id,
+            username: username.into(),
+            verifier: verifier.into(),
+            name: "".into(),
+            created_at: now,
+            expires_at: None,
+            revoked_at: None,
+        };
+        let (a, b) = (credential(1, "a", verifier("x")), credential(2, "b", verifier("y")));
+        let parts = ControlParts {
+            tenants: vec![tenant],
+            applications: vec![application.clone()],
+            credentials: vec![a.clone(), b.clone()],
+            ..ControlParts::default()
+        };
+        let control = Control::new(parts).unwrap();
+        let (before, wrong) = Directory::of_control(&control, None, [1; 32]);
+        assert!(wrong.is_empty());
+        let changes = [
+            Change::Credential(Credential { verifier: verifier("z").into(), ..a }),
+            Change::Credential(Credential { revoked_at: Some(now), ..b }),
+            Change::Credential(credential(3, "c", "damaged".into())),
+        ];
+        let control = control.with(&changes).unwrap();
+        let (after, wrong) = Directory::of_control(&control, Some(&before), [1; 32]);
+        assert_eq!(&*wrong[0].name, "c");
+        assert_ne!(after.verifier("a").0, before.verifier("a").0);
+        let again = Directory::of_control(&control, Some(&after), [1; 32]).0;
+        assert!(Arc::ptr_eq(&again.verifier("a").0, &after.verifier("a").0));
+        let anyone = after.with_anyone();
+        assert!(anyone.admits("d") && !anyone.admits("a") && !anyone.admits("b") && !anyone.admits("c"));
     }
 }

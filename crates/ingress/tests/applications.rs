@@ -144,7 +144,7 @@ impl Client {
 }
 
 fn directory(control: &Control) -> Arc<Directory> {
-    Arc::new(Directory::of_control(control, [1; 32]).0.with_anyone())
+    Arc::new(Directory::of_control(control, None, [1; 32]).0.with_anyone())
 }
 
 #[test]

@@ -58,13 +58,13 @@ impl Loadout {
         }
         let guard = Guard::new(own, snapshot.delivery.allowed_networks.clone());
         let accounts = Arc::new(accounts);
-        let (known, anyone) = directories(&control, &accounts, secret);
+        let (known, anyone) = directories(&control, None, &accounts, secret);
         Ok(Loadout { tls, accounts, known, anyone, guard, snapshot, control })
     }
 
     /// The same with another answer to who may send what. Reads no file.
     pub(crate) fn with_control(&self, control: Arc<Control>, secret: [u8; 32]) -> Self {
-        let (known, anyone) = directories(&control, &self.accounts, secret);
+        let (known, anyone) = directories(&control, Some(&self.anyone), &self.accounts, secret);
         Loadout {
             snapshot: self.snapshot.clone(),
             tls: self.tls.clone(),
@@ -87,10 +87,11 @@ impl Loadout {
 
 fn directories(
     control: &Control,
+    before: Option<&Directory>,
     accounts: &Directory,
     secret: [u8; 32],
 ) -> (Arc<Directory>, Arc<Directory>) {
-    let (applications, unreadable) = Directory::of_control(control, secret);
+    let (applications, unreadable) = Directory::of_control(control, before, secret);
     for error in unreadable {
         tracing::error!(%error, "a credential of the store cannot be used");
     }

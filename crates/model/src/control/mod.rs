@@ -211,8 +211,8 @@ pub struct Control {
     mode: InstanceMode,
     tenants: BTreeMap<TenantId, Arc<Tenant>>,
     applications: BTreeMap<ApplicationId, Arc<Application>>,
-    names: BTreeMap<(TenantId, Box<str>), ApplicationId>,
-    logins: BTreeMap<Box<str>, Arc<Login>>,
+    names: BTreeMap<(TenantId, Arc<str>), ApplicationId>,
+    logins: BTreeMap<Arc<str>, Arc<Login>>,
     keys: BTreeMap<KeyHash, Arc<ApiKey>>,
 }
 
@@ -291,8 +291,9 @@ impl Control {
         if !self.tenants.contains_key(&application.tenant) {
             violations.add("tenant", format!("application {id} belongs to no tenant"));
         }
-        let name = (application.tenant, application.settings.name.clone());
-        let before = self.applications.get(&id).map(|before| (before.tenant, before.settings.name.clone()));
+        let name = (application.tenant, Arc::<str>::from(&*application.settings.name));
+        let before =
+            self.applications.get(&id).map(|before| (before.tenant, Arc::from(&*before.settings.name)));
         if self.names.get(&name).is_some_and(|other| *other != id) {
             violations
                 .add("name", format!("{:?} is the name of another application; choose another", name.1));
@@ -312,7 +313,7 @@ impl Control {
 
     fn remove_application(&mut self, id: ApplicationId) {
         if let Some(before) = self.applications.remove(&id) {
-            self.names.remove(&(before.tenant, before.settings.name.clone()));
+            self.names.remove(&(before.tenant, Arc::from(&*before.settings.name)));
             self.logins.retain(|_, login| login.application.id != id);
             self.keys.retain(|_, key| key.application != Some(id));
         }
@@ -323,7 +324,7 @@ impl Control {
             violations.add("application", format!("credential {} belongs to none", credential.id));
             return;
         };
-        let username = credential.username.clone();
+        let username = Arc::<str>::from(&*credential.username);
         if self.logins.get(&username).is_some_and(|other| other.credential.id != credential.id) {
             violations.add("username", format!("{username:?} stands for another credential"));
             return;
