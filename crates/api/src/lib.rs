@@ -24,7 +24,7 @@
 //! | `GET /v1/sandbox/messages` | what was captured of this application; `…/{id}`, `…/{id}/content` |
 //! | `/compat/resend`, `/compat/postmark`, `/compat/sendgrid` | the same, as other vendors' clients ask |
 //! | `/v1/applications`, `/v1/keys`, `/v1/instance`, `/v1/audit` | as on the socket, as far as the key's scopes go |
-//! | `GET /healthz`, `/readyz` | without a key |
+//! | `GET /v1/openapi.json`, `/healthz`, `/readyz` | without a key |
 //!
 //! Routes of the socket ([`start`]):
 //!
@@ -63,6 +63,7 @@ mod control;
 mod emails;
 mod http;
 mod metrics;
+mod openapi;
 mod port;
 mod problem;
 mod public;

@@ -5,7 +5,7 @@ use crate::caller::{Caller, Keys};
 use crate::port::{Captured, Relay, Wanted};
 use crate::problem::Problem;
 use crate::submitter::Submitter;
-use crate::{compat, control, emails, sandbox};
+use crate::{compat, control, emails, openapi, sandbox};
 use axum::Json;
 use axum::Router;
 use axum::extract::rejection::QueryRejection;
@@ -51,6 +51,7 @@ pub(crate) fn router<R: Relay + Keys>(relay: R) -> Router {
         .merge(compat::router())
         .route("/healthz", get(|| async { "ok\n" }))
         .route("/readyz", get(ready::<R>))
+        .route("/v1/openapi.json", get(|| async { Json(openapi::document()) }))
         .fallback(|| async { Problem::not_found("no such route; the routes are listed in docs/api.md") })
         .method_not_allowed_fallback(|| async { Problem::method_not_allowed() })
         .with_state(api)

@@ -258,3 +258,18 @@ fn a_message_that_is_mime_already_passes_the_checks_of_submission() {
     assert_eq!(listed["items"][0]["recipients"], json!(["e@example.net"]));
     assert_eq!(listed["items"][0]["sender"], json!("bounces@example.com"));
 }
+
+#[test]
+fn the_document_is_served_and_every_operation_of_it_is_there() {
+    let room = Room::new();
+    let (status, document) = room.request("GET", "/v1/openapi.json", "", "", b"");
+    assert_eq!((status, &document["openapi"]), (200, &json!("3.1.0")));
+    for (path, operations) in document["paths"].as_object().unwrap() {
+        for (method, operation) in operations.as_object().unwrap() {
+            let path = path.replace("{id}", "msg_nobody");
+            let (status, answer) = room.request(&method.to_uppercase(), &path, "", "", b"");
+            let wanted = if operation.get("security").is_some() { 200 } else { 401 };
+            assert_eq!(status, wanted, "{method} {path}: {answer}");
+        }
+    }
+}

@@ -182,6 +182,11 @@ impl<'de> Deserialize<'de> for Object {
     }
 }
 
+/// The names of the fields.
+pub(crate) fn field_names() -> impl Iterator<Item = &'static str> {
+    FIELDS.iter().map(|(name, _)| *name)
+}
+
 impl EmailRequest {
     /// Reads a body.
     ///
