@@ -25,6 +25,7 @@ pub(crate) fn text(totals: &Totals, lanes: &[LaneView], version: &str, uptime_s:
         ("parked", totals.parked),
         ("held", totals.held),
         ("in_flight", totals.in_flight),
+        ("loading", totals.loading),
     ];
     let states = states.map(|(state, value)| (format!("{{state=\"{state}\"}}"), value));
     family("queue_recipients", "gauge", "Recipients that wait, by state.", &states);

@@ -24,6 +24,7 @@
 
 #![allow(clippy::unwrap_used, reason = "a harness of tests ends a test by panicking")]
 
+mod backlog;
 mod command;
 mod forgetful;
 mod mail;
@@ -33,6 +34,7 @@ pub mod servers;
 mod site;
 mod tap;
 
+pub use backlog::Backlog;
 pub use command::{Answer, install, program, run, run_with_input};
 pub use enclosure::{Room, Running, User, once};
 pub use forgetful::ForgetfulDisk;

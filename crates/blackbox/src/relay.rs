@@ -7,8 +7,9 @@ use enclosure::{dying_with_us, once};
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
 use std::fs::{self, File};
-use std::io::{BufRead, BufReader, Write};
+use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{SocketAddr, TcpStream};
+use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
@@ -70,6 +71,7 @@ pub fn verifier() -> String {
 pub struct Relay {
     child: Child,
     config: PathBuf,
+    data: PathBuf,
     log: PathBuf,
     /// What runs the binary: nothing, or a tracer with its arguments.
     wrapper: Vec<String>,
@@ -99,7 +101,7 @@ impl Relay {
         let log = site.path("postrider.log");
         let listener = first_address(config);
         let child = launch(&wrapper, &path, &log);
-        let mut relay = Relay { child, config: path, log, wrapper, listener };
+        let mut relay = Relay { child, config: path, data: data.to_owned(), log, wrapper, listener };
         relay.wait_until_ready();
         relay
     }
@@ -202,6 +204,26 @@ impl Relay {
             std::thread::sleep(Duration::from_millis(50));
         }
         panic!("still queued: {last:#?}\n{}", self.log());
+    }
+
+    /// What the admin socket answers to a GET.
+    #[track_caller]
+    pub fn get(&self, path: &str) -> Value {
+        let mut socket = UnixStream::connect(self.data.join("admin.sock")).unwrap();
+        let request = format!("GET {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n");
+        socket.write_all(request.as_bytes()).unwrap();
+        let mut answer = String::new();
+        socket.read_to_string(&mut answer).unwrap();
+        let (_, body) = answer.split_once("\r\n\r\n").unwrap_or_default();
+        serde_json::from_str(body).unwrap_or_else(|error| panic!("{path}: {error}\n{answer}"))
+    }
+
+    /// Memory of the process that is in use, in octets.
+    #[must_use]
+    pub fn resident_bytes(&self) -> u64 {
+        let status = fs::read_to_string(format!("/proc/{}/status", self.process())).unwrap_or_default();
+        let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"));
+        line.and_then(|line| line.trim().strip_suffix(" kB")?.parse::<u64>().ok()).unwrap_or(0) << 10
     }
 
     /// Its log so far.

@@ -124,6 +124,18 @@ impl Checkpoints {
         self.state().kept.pop();
     }
 
+    /// The newest checkpoint proved damaged when others relied on it already: the next start takes the one
+    /// before it. Its manifest is kept under another name.
+    ///
+    /// # Errors
+    /// The operating system's.
+    pub fn set_aside_newest(&self) -> io::Result<()> {
+        let Some(manifest) = self.state().kept.pop() else { return Ok(()) };
+        let path = self.0.dir.join(manifest_name(manifest.number));
+        std::fs::rename(&path, path.with_extension("damaged"))?;
+        sync_directory(&self.0.dir)
+    }
+
     /// Writes a part and makes it durable. It counts once a manifest names it; what two manifests in a row
     /// do not name is removed.
     ///

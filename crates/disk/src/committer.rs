@@ -41,8 +41,10 @@ impl Committer {
     /// # Errors
     /// When a thread cannot be started.
     pub fn start(recovered: Recovered, wakers: Vec<Box<dyn Fn() + Send>>) -> io::Result<Self> {
-        let Recovered { files, mut log, lock, checkpoints, upkeep, report: _ } = recovered;
-        log.settled();
+        let Recovered { files, mut log, lock, checkpoints, settles_later, upkeep, report: _ } = recovered;
+        if !settles_later {
+            log.settled();
+        }
         let desk = Arc::new(Desk::new(wakers));
         desk.publish(log.health(), false, log.durable());
         let handle = CommitterHandle(desk.clone());
@@ -298,6 +300,8 @@ impl Worker {
             Order::Journaled(lsn) => self.log.journaled(lsn),
             Order::Scarce(scarce) => self.log.set_scarce(scarce),
             Order::Removed(segment) => self.log.removed(segment),
+            Order::Retain(positions) => positions.into_iter().for_each(|p| self.log.retain(p)),
+            Order::Settled => self.log.settled(),
             Order::Extents(answer) => {
                 let _ = answer.send(self.log.extents());
             }

@@ -58,6 +58,8 @@ pub(crate) enum Order {
     Scarce(bool),
     /// The helper has removed a segment, or not.
     Removed(u32),
+    Retain(Vec<Position>),
+    Settled,
     Extents(std::sync::mpsc::SyncSender<Vec<Extent>>),
     Stats(std::sync::mpsc::SyncSender<Stats>),
 }
@@ -359,6 +361,19 @@ impl CommitterHandle {
     /// The checkpoint that was begun came to nothing.
     pub fn checkpoint_failed(&self) {
         self.0.order(Order::CheckpointFailed);
+    }
+
+    /// These records of the past are live: see [`crate::Recovered::settle_later`]. One that was released before
+    /// stays so.
+    pub fn retain(&self, positions: Vec<Position>) {
+        if !positions.is_empty() {
+            self.0.order(Order::Retain(positions));
+        }
+    }
+
+    /// All that is live of the past has been retained.
+    pub fn settled(&self) {
+        self.0.order(Order::Settled);
     }
 
     /// Figures for an operator; `None` when the committer has stopped.

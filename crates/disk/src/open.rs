@@ -161,6 +161,7 @@ impl Opened {
             upkeep: self.upkeep,
             lock: self.lock,
             checkpoints: self.checkpoints,
+            settles_later: false,
         })
     }
 }
@@ -174,9 +175,16 @@ pub struct Recovered {
     pub(crate) upkeep: Upkeep,
     pub(crate) lock: File,
     pub(crate) checkpoints: Checkpoints,
+    pub(crate) settles_later: bool,
 }
 
 impl Recovered {
+    /// Not all that is live is known yet: the committer writes nothing over before
+    /// [`crate::CommitterHandle::settled`].
+    pub fn settle_later(&mut self) {
+        self.settles_later = true;
+    }
+
     /// This record is live. What is not retained before the committer starts may be written over.
     pub fn retain(&mut self, position: Position) {
         self.log.retain(position);

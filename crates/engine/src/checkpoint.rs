@@ -6,39 +6,42 @@
 //! when its turn comes: into the part of its bucket if that is being rewritten, else (its bucket has changed
 //! only since the checkpoint began) among the strays.
 
-use crate::messages::{Flags, MessageSlot};
-use crate::operate::{Act, Filter};
-use crate::operator::{decode_act, encode_act};
-use crate::replies::{ReplyRef, Said};
+use crate::messages::MessageSlot;
+use crate::operator::encode_act;
+use crate::replies::ReplyRef;
 use crate::shard::{NewRecord, Shard};
-use postrider_model::codec::{DecodeError, Reader, Write};
+use postrider_model::codec::Write;
 use postrider_model::{
-    Class, MessageNo, Reply, Timestamp,
+    Class, MessageNo,
     record::{self, Kind},
 };
-use postrider_queue::{Bucket, DomainId, FlowId, Recipient, RecipientSlot};
+use postrider_queue::{Bucket, DomainId, FlowId, RecipientSlot};
 use postrider_spool::{Position, Ticket};
 use rustc_hash::{FxHashMap, FxHashSet};
 use std::collections::BTreeMap;
 
 /// Recipients looked at in one step.
 const STEP_RECIPIENTS: u32 = 8_192;
+/// A part is written in pieces of about this size, so that none takes long to load.
+const PIECE_BYTES: usize = 4 << 20;
 /// The form of a part.
-const VERSION: u8 = 1;
+pub(crate) const VERSION: u8 = 1;
 
 /// A part of a checkpoint.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Part {
-    /// Its name among the parts of all shards.
+    /// Its name among the parts of all shards. Pieces of one part differ in what follows a dot.
     pub name: String,
-    /// What it says; empty when the part is to be deleted.
+    /// What it says.
     pub content: Vec<u8>,
 }
 
 /// A checkpoint of one shard: complete once everything up to `after` is durable.
 #[derive(Clone, Debug)]
 pub struct Parts {
-    /// Parts to write, replace or delete; others stay as they are.
+    /// Names of parts that are no more, with all their pieces ([`crate::base_name`]); others stay as they are.
+    pub replaced: Vec<String>,
+    /// What takes their place.
     pub parts: Vec<Part>,
     /// It must not be called complete before this ticket is durable: it may reflect what is not yet so.
     pub after: Ticket,
@@ -50,36 +53,41 @@ pub(crate) struct Checkpoint {
     rewritten: FxHashSet<Bucket>,
     buckets: BTreeMap<Bucket, Section>,
     strays: Section,
+    /// Pieces that are full.
+    pieces: Vec<Part>,
     cursor: u32,
     /// Gathered in a step.
     recipients: Vec<RecipientSlot>,
 }
 
-/// A part being written: names and replies are said once and then counted.
+/// A part being written: names and replies are said once in each piece and then counted.
 #[derive(Debug, Default)]
 struct Section {
     out: Vec<u8>,
+    /// Pieces before this one.
+    before: u32,
     domains: FxHashMap<DomainId, u64>,
     flows: FxHashMap<FlowId, u64>,
     replies: FxHashMap<ReplyRef, u64>,
 }
 
-const TAG_DOMAIN: u8 = 1;
-const TAG_FLOW: u8 = 2;
-const TAG_REPLY: u8 = 3;
-const TAG_RECIPIENT: u8 = 4;
-const TAG_NUMBER: u8 = 5;
-const TAG_ACT: u8 = 6;
-const TAG_BACKOFF: u8 = 7;
-const TAG_CHUNK: u8 = 8;
+pub(crate) const TAG_DOMAIN: u8 = 1;
+pub(crate) const TAG_FLOW: u8 = 2;
+pub(crate) const TAG_REPLY: u8 = 3;
+pub(crate) const TAG_RECIPIENT: u8 = 4;
+pub(crate) const TAG_NUMBER: u8 = 5;
+pub(crate) const TAG_ACT: u8 = 6;
+pub(crate) const TAG_BACKOFF: u8 = 7;
+pub(crate) const TAG_CHUNK: u8 = 8;
+pub(crate) const TAG_COUNT: u8 = 9;
 
-const FLAG_HELD: u64 = 1;
-const FLAG_MARKED: u64 = 1 << 1;
-const FLAG_CHUNKED: u64 = 1 << 2;
-const FLAG_WARN: u64 = 1 << 3;
-const FLAG_EXPIRES: u64 = 1 << 4;
-const SHIFT_CLASS: u32 = 5;
-const FLAG_IN_DOUBT: u64 = 1 << 7;
+pub(crate) const FLAG_HELD: u64 = 1;
+pub(crate) const FLAG_MARKED: u64 = 1 << 1;
+pub(crate) const FLAG_CHUNKED: u64 = 1 << 2;
+pub(crate) const FLAG_WARN: u64 = 1 << 3;
+pub(crate) const FLAG_EXPIRES: u64 = 1 << 4;
+pub(crate) const SHIFT_CLASS: u32 = 5;
+pub(crate) const FLAG_IN_DOUBT: u64 = 1 << 7;
 
 impl Section {
     fn tag(&mut self, tag: u8) {
@@ -87,6 +95,17 @@ impl Section {
             self.out.put_byte(VERSION);
         }
         self.out.put_byte(tag);
+    }
+
+    /// Hands over what was written; the next piece begins.
+    fn cut(&mut self, name: &str, pieces: &mut Vec<Part>) {
+        if self.out.is_empty() {
+            return;
+        }
+        let name = if self.before == 0 { name.to_owned() } else { format!("{name}.{}", self.before) };
+        let before = self.before + 1;
+        let Section { out: content, .. } = std::mem::replace(self, Section { before, ..Section::default() });
+        pieces.push(Part { name, content });
     }
 }
 
@@ -100,6 +119,7 @@ impl Shard {
             rewritten: self.unconfirmed.clone(),
             buckets: BTreeMap::new(),
             strays: Section::default(),
+            pieces: Vec::new(),
             cursor: 0,
             recipients: Vec::new(),
         }));
@@ -132,6 +152,10 @@ impl Shard {
                 continue;
             };
             self.write_recipient(section, recipient);
+            if section.out.len() >= PIECE_BYTES {
+                let is_stray = !work.rewritten.contains(&bucket);
+                section.cut(&self.part_name((!is_stray).then_some(bucket)), &mut work.pieces);
+            }
         }
         work.recipients = recipients;
         if let Some(cursor) = more {
@@ -139,20 +163,30 @@ impl Shard {
             self.checkpoint = Some(work);
             return None;
         }
-        let mut parts = Vec::with_capacity(work.buckets.len() + 2);
-        let name = |what: &str| format!("s{}-{what}", self.index);
-        for bucket in work.rewritten {
-            let content = work.buckets.remove(&bucket).unwrap_or_default().out;
-            parts.push(Part { name: name(&format!("b{}", bucket.0)), content });
+        let mut parts = std::mem::take(&mut work.pieces);
+        let mut replaced: Vec<_> =
+            work.rewritten.iter().map(|bucket| self.part_name(Some(*bucket))).collect();
+        for (bucket, mut section) in std::mem::take(&mut work.buckets) {
+            section.cut(&self.part_name(Some(bucket)), &mut parts);
         }
-        parts.push(Part { name: name("strays"), content: work.strays.out });
-        parts.push(Part { name: name("state"), content: self.state_part() });
+        work.strays.cut(&self.part_name(None), &mut parts);
+        let state = format!("s{}-state", self.index);
+        parts.push(Part { name: state.clone(), content: self.state_part() });
+        replaced.extend([self.part_name(None), state]);
         // A mark of nobody, which cannot be refused: with it durable, so is all that the parts reflect. The last
         // ticket itself may belong to a message that was lost, and would never become so.
         let number = MessageNo(u64::from(self.index));
         let mark = record::Attempt { number, ordinals: record::Ordinals::new(), attempt: 0 };
         let after = self.append(NewRecord::urgent(Kind::Attempt, |head| mark.encode(head)));
-        Some(Parts { parts, after })
+        Some(Parts { replaced, parts, after })
+    }
+
+    /// The part of a bucket, or of the strays.
+    fn part_name(&self, bucket: Option<Bucket>) -> String {
+        match bucket {
+            Some(bucket) => format!("s{}-b{}", self.index, bucket.0),
+            None => format!("s{}-strays", self.index),
+        }
     }
 
     fn write_recipient(&self, section: &mut Section, recipient: RecipientSlot) {
@@ -251,6 +285,8 @@ impl Shard {
         let mut section = Section::default();
         section.tag(TAG_NUMBER);
         section.out.put_uint(self.numbers_taken());
+        section.tag(TAG_COUNT);
+        section.out.put_uint(self.queue.len() as u64);
         for (number, at, act, filter) in self.operator.standing() {
             section.tag(TAG_ACT);
             section.out.put_uint(number);
@@ -277,172 +313,6 @@ impl Shard {
         }
         section.out
     }
-
-    /// Takes what a part says, as far as it concerns this shard. Give every part to every shard: there may
-    /// be another number of shards now.
-    ///
-    /// # Errors
-    /// When the part is damaged. What stood before the damage is taken.
-    pub fn load_part(&mut self, content: &[u8]) -> Result<(), DecodeError> {
-        let r = &mut Reader::new(content);
-        if r.is_empty() {
-            return Ok(());
-        }
-        if r.byte("version")? != VERSION {
-            return Err(DecodeError::Invalid("version of a checkpoint's part"));
-        }
-        let mut names = Names::default();
-        while !r.is_empty() {
-            match r.byte("tag")? {
-                TAG_DOMAIN => names.domains.push((r.str("route")?, r.str("domain")?)),
-                TAG_FLOW => names.flows.push(r.str("flow")?),
-                TAG_REPLY => {
-                    let reply = Reply::decode(r)?;
-                    let peer = r.str("peer")?.into();
-                    let in_doubt = r.byte("doubt")? != 0;
-                    names.replies.push(Said { reply, peer, in_doubt });
-                }
-                TAG_RECIPIENT => self.load_recipient(r, &names)?,
-                TAG_NUMBER => {
-                    let taken = r.uint("number")?;
-                    if taken > 0 {
-                        self.number_taken(MessageNo(taken - 1));
-                    }
-                }
-                TAG_ACT => {
-                    let number = r.uint("act number")?;
-                    let at = Timestamp::from_micros(r.uint("time")?);
-                    let (act, filter) = decode_act(r.bytes("act")?)?;
-                    self.restore_act(at, number, act, filter);
-                }
-                TAG_CHUNK => {
-                    let number = MessageNo(r.uint("message number")?);
-                    let index = r.uint32("chunk index")?;
-                    let position = Position::from_u64(r.uint("chunk position")?);
-                    if let Some(position) = position.filter(|_| self.owns(number)) {
-                        self.number_taken(number);
-                        self.messages.place_chunk(number, index, position);
-                    }
-                }
-                TAG_BACKOFF => {
-                    let lane = r.str("lane")?.into();
-                    let failures = r.uint16("failures")?;
-                    let until = Timestamp::from_micros(r.uint("time")?);
-                    let reply = Reply::decode(r)?;
-                    self.replay_backoff(&record::Backoff { lane, failures, until, reply });
-                }
-                _ => return Err(DecodeError::Invalid("tag")),
-            }
-        }
-        Ok(())
-    }
-
-    fn load_recipient(&mut self, r: &mut Reader<'_>, names: &Names<'_>) -> Result<(), DecodeError> {
-        let number = MessageNo(r.uint("message number")?);
-        let ordinal = r.uint16("ordinal")?;
-        let position = Position::from_u64(r.uint("position")?);
-        let accepted_at = Timestamp::from_secs(r.uint("accepted time")?);
-        let flags = r.uint("flags")?;
-        let domain = index(r, names.domains.len(), "domain")?;
-        let flow = index(r, names.flows.len(), "flow")?;
-        let reply = r.uint("reply")?;
-        let due = Timestamp::from_micros(r.uint("due time")?);
-        let attempts = r.uint16("attempts")?;
-        let size_kib = r.uint16("size")?;
-        let mut time = |set: bool| -> Result<Option<Timestamp>, DecodeError> {
-            Ok(if set { Some(Timestamp::from_secs(r.uint("time")?)) } else { None })
-        };
-        let expires = time(flags & FLAG_EXPIRES != 0)?;
-        let warn = time(flags & FLAG_WARN != 0)?;
-        let mut chunks = Vec::new();
-        if flags & FLAG_CHUNKED != 0 {
-            let count = r.uint32("chunk count")?;
-            for _ in 0..count {
-                chunks.push(Position::from_u64(r.uint("chunk position")?));
-            }
-        }
-        if !self.owns(number) {
-            return Ok(());
-        }
-        self.number_taken(number);
-        let message_flags = Flags { marked: flags & FLAG_MARKED != 0, chunked: flags & FLAG_CHUNKED != 0 };
-        let slot = match self.messages.find(number) {
-            Some(slot) => {
-                // A recipient that changed buckets while the checkpoint was written may stand in two parts;
-                // the record of the change follows in the log and says where it is.
-                if self.messages.recipients(slot).any(|known| self.place_of(known).1 == ordinal) {
-                    return Ok(());
-                }
-                slot
-            }
-            None => {
-                let slot = self.messages.insert(number, accepted_at, None, message_flags);
-                if let Some(message) = self.messages.get_mut(slot) {
-                    message.position = position;
-                }
-                for (index, chunk) in (0..).zip(chunks) {
-                    if let Some(chunk) = chunk {
-                        self.messages.place_chunk(number, index, chunk);
-                    }
-                }
-                slot
-            }
-        };
-        let (route, name) = names.domains[domain];
-        let route = self.lanes.route_number(route);
-        let reply = match usize::try_from(reply).ok().and_then(|at| names.replies.get(at.checked_sub(1)?)) {
-            Some(said) => self.replies.keep(said.clone()),
-            None => ReplyRef::NONE,
-        };
-        let recipient = Recipient {
-            message: slot.0,
-            ordinal,
-            domain: self.queue.intern_domain(route, name),
-            flow: self.queue.intern_flow(names.flows[flow], 1),
-            class: match flags >> SHIFT_CLASS & 3 {
-                0 => Class::Transactional,
-                1 => Class::Normal,
-                _ => Class::Bulk,
-            },
-            due,
-            expires,
-            warn,
-            attempts,
-            reply: reply.0,
-            size_kib,
-            held: flags & FLAG_HELD != 0,
-        };
-        let recipient = self.queue.insert(accepted_at, &recipient);
-        self.messages.link(slot, recipient);
-        if flags & FLAG_IN_DOUBT != 0 {
-            self.doubt(recipient);
-        }
-        Ok(())
-    }
-
-    fn owns(&self, number: MessageNo) -> bool {
-        number.0 % u64::from(self.shards) == u64::from(self.index)
-    }
-
-    fn restore_act(&mut self, at: Timestamp, number: u64, act: Act, filter: Filter) {
-        self.operator.last_number = self.operator.last_number.max(number);
-        if let Act::Suspend { reason } = act {
-            self.operator.suspend(number, at, reason, filter);
-        }
-    }
-}
-
-/// Names and replies that a part has said.
-#[derive(Default)]
-struct Names<'a> {
-    domains: Vec<(&'a str, &'a str)>,
-    flows: Vec<&'a str>,
-    replies: Vec<Said>,
-}
-
-fn index(r: &mut Reader<'_>, len: usize, what: &'static str) -> Result<usize, DecodeError> {
-    let at = usize::try_from(r.uint(what)?).map_err(|_| DecodeError::Invalid(what))?;
-    if at < len { Ok(at) } else { Err(DecodeError::Invalid(what)) }
 }
 
 #[cfg(test)]
@@ -452,7 +322,9 @@ mod tests {
     use crate::{Draft, Intake};
     use bytes::Bytes;
     use postrider_model::snapshot::{Delivery, DomainPattern, Route, Source, Target, TlsLevel};
-    use postrider_model::{BodyKind, Encoding, Envelope, IdCipher, Mailbox, RecipientParams, Snapshot};
+    use postrider_model::{
+        BodyKind, Encoding, Envelope, IdCipher, Mailbox, RecipientParams, Snapshot, Timestamp,
+    };
     use postrider_spool::{Append, BATCH_BYTES_MAX, Log, Op, Settings};
     use std::sync::Arc;
 

@@ -2,7 +2,6 @@
 
 use crate::lanes::Lane;
 use crate::operate::{Explanation, LaneView, RecipientView, Totals};
-use crate::operator::State;
 use crate::replies::{ReplyRef, Said};
 use crate::shard::Shard;
 use postrider_model::Domain;
@@ -173,11 +172,9 @@ impl Shard {
             totals.ready += u64::from(lane.ready + lane.stalled);
             totals.in_flight += u64::from(lane.in_flight);
         }
-        let held = |recipient: &RecipientSlot| self.state(*recipient) == Some(State::Held);
-        // Held ones are few; they are counted among the parked by the queue.
-        totals.held =
-            self.messages.iter().flat_map(|(slot, _)| self.messages.recipients(slot)).filter(held).count()
-                as u64;
+        // They are counted among the parked by the lanes.
+        totals.loading = self.unloaded();
+        totals.held = self.queue.held_count() as u64;
         totals.parked =
             totals.recipients - (totals.ready + totals.in_flight + totals.held).min(totals.recipients);
         totals

@@ -12,6 +12,8 @@ use postrider_model::record::{self, ChangeTo, Kind, Ordinals, ReportKind};
 use postrider_model::{EnhancedCode, MessageNo, Reply, Terminal, Timestamp};
 use postrider_queue::{Recipient, RecipientSlot};
 use postrider_spool::{Moved, Position};
+use rustc_hash::FxHashMap;
+use smallvec::SmallVec;
 
 /// Who folds a record.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -41,7 +43,15 @@ pub fn owner(kind: u8, head: &[u8], shards: u16) -> Result<Owner, DecodeError> {
 pub(crate) struct Fold {
     /// Failures whose DSN is in the log and whose verdict may not be.
     owed: Vec<(MessageNo, Ordinals)>,
+    /// Recipients of messages that have many, by ordinal: a look along their chain for each would take too
+    /// long. An entry may be stale. Empty once all is folded and loaded.
+    pub(crate) places: FxHashMap<MessageNo, Vec<RecipientSlot>>,
 }
+
+/// Messages with more recipients than this get an entry in [`Fold::places`].
+const FEW_RECIPIENTS: u16 = 16;
+/// No recipient, in [`Fold::places`].
+const NOBODY: RecipientSlot = RecipientSlot(u32::MAX);
 
 impl Shard {
     /// Folds a record of the past. `position` is where it is, if it has a body; a `copied` one only moves what
@@ -56,8 +66,9 @@ impl Shard {
         position: Option<Position>,
         copied: bool,
     ) -> Result<(), DecodeError> {
-        match Kind::try_from(kind)? {
-            Kind::Message => self.replay_message(&record::Message::decode(head)?, position, copied),
+        let kind = Kind::try_from(kind)?;
+        match kind {
+            Kind::Message => self.replay_message(&record::Message::decode(head)?, head, position, copied),
             Kind::Chunk => {
                 let chunk = record::Chunk::decode(head)?;
                 self.number_taken(chunk.number);
@@ -65,27 +76,15 @@ impl Shard {
                     self.messages.place_chunk(chunk.number, chunk.index, position);
                 }
             }
-            Kind::Attempt => {
-                let attempt = record::Attempt::decode(head)?;
-                for recipient in self.folded(attempt.number, &attempt.ordinals) {
-                    self.doubt(recipient);
-                }
-            }
-            Kind::Deferral => {
-                let deferral = record::Deferral::decode(head)?;
-                for recipient in self.folded(deferral.number, &deferral.ordinals) {
-                    let said = self.keep_said(&deferral.reply, &deferral.peer, deferral.in_doubt);
-                    self.set_reply(recipient, said);
-                    self.queue.restore(deferral.at, recipient, deferral.due, deferral.attempts);
-                }
+            Kind::Attempt | Kind::Deferral | Kind::Change => {
+                let number = MessageNo(Reader::new(head).uint("message number")?);
+                self.remember(number, kind, head);
+                self.replay_change_of(kind, head, None)?;
             }
             Kind::Final => {
                 let done = record::Final::decode(head)?;
+                self.remember_verdict(done.number, &done.ordinals);
                 self.forget(done.number, &done.ordinals);
-            }
-            Kind::Change => {
-                let change = record::Change::decode(head)?;
-                self.replay_change(&change);
             }
             Kind::Backoff => self.replay_backoff(&record::Backoff::decode(head)?),
             Kind::Control => self.replay_control(&record::Control::decode(head)?)?,
@@ -93,14 +92,61 @@ impl Shard {
         Ok(())
     }
 
-    fn replay_message(&mut self, message: &record::Message, position: Option<Position>, copied: bool) {
+    /// Folds what a record changes in recipients that wait; if `only` is given, in that one alone.
+    pub(crate) fn replay_change_of(
+        &mut self,
+        kind: Kind,
+        head: &[u8],
+        only: Option<RecipientSlot>,
+    ) -> Result<(), DecodeError> {
+        match kind {
+            Kind::Message => {
+                let message = record::Message::decode(head)?;
+                if let Some(report) = message.report.filter(|report| report.kind == ReportKind::Delayed) {
+                    for recipient in self.meant(report.of, &report.ordinals, only) {
+                        self.no_more_warnings(recipient);
+                    }
+                }
+            }
+            Kind::Attempt => {
+                let attempt = record::Attempt::decode(head)?;
+                for recipient in self.meant(attempt.number, &attempt.ordinals, only) {
+                    self.doubt(recipient);
+                }
+            }
+            Kind::Deferral => {
+                let deferral = record::Deferral::decode(head)?;
+                for recipient in self.meant(deferral.number, &deferral.ordinals, only) {
+                    let said = self.keep_said(&deferral.reply, &deferral.peer, deferral.in_doubt);
+                    self.set_reply(recipient, said);
+                    self.queue.restore(deferral.at, recipient, deferral.due, deferral.attempts);
+                }
+            }
+            Kind::Change => {
+                let change = record::Change::decode(head)?;
+                let recipients = self.meant(change.number, &change.ordinals, only);
+                self.replay_change(&recipients, &change.to);
+            }
+            Kind::Chunk | Kind::Final | Kind::Backoff | Kind::Control => {}
+        }
+        Ok(())
+    }
+
+    fn replay_message(
+        &mut self,
+        message: &record::Message,
+        head: &[u8],
+        position: Option<Position>,
+        copied: bool,
+    ) {
         self.number_taken(message.number);
         if let Some(report) = &message.report {
             if report.kind == ReportKind::Failed {
                 self.fold.owed.push((report.of, report.ordinals.clone()));
             }
             if report.kind == ReportKind::Delayed {
-                for recipient in self.folded(report.of, &report.ordinals) {
+                self.remember(report.of, Kind::Message, head);
+                for recipient in self.meant(report.of, &report.ordinals, None) {
                     self.no_more_warnings(recipient);
                 }
             }
@@ -113,9 +159,11 @@ impl Shard {
             return;
         }
         if copied {
-            // Its recipients had their verdicts before the copy was made.
+            // Its recipients had their verdicts before the copy was made, or are still to be loaded.
+            self.remember_place(message.number, position);
             return;
         }
+        self.remember_whole(message.number);
         let flags = Flags { marked: message.sent_at_once, chunked: message.chunks > 0 };
         let slot = self.messages.insert(message.number, message.accepted_at, None, flags);
         if let Some(known) = self.messages.get_mut(slot) {
@@ -158,8 +206,56 @@ impl Shard {
             held: message.held,
         };
         let recipient = self.queue.insert(now, &recipient);
-        self.messages.link(slot, recipient);
+        self.link(message.number, slot, ordinal, recipient);
         recipient
+    }
+
+    /// Links a recipient to its message.
+    pub(crate) fn link(
+        &mut self,
+        number: MessageNo,
+        slot: MessageSlot,
+        ordinal: u16,
+        recipient: RecipientSlot,
+    ) {
+        self.messages.link(slot, recipient);
+        if let Some(places) = self.fold.places.get_mut(&number) {
+            put_place(places, ordinal, recipient);
+        }
+    }
+
+    /// As [`Shard::folded`], without a look along a long chain; if `only` is given, that one if it is meant.
+    pub(crate) fn meant(
+        &mut self,
+        number: MessageNo,
+        ordinals: &[u16],
+        only: Option<RecipientSlot>,
+    ) -> SmallVec<[RecipientSlot; 4]> {
+        if let Some(recipient) = only {
+            return ordinals.contains(&self.place_of(recipient).1).then_some(recipient).into_iter().collect();
+        }
+        let Some(slot) = self.messages.find(number) else { return SmallVec::new() };
+        if self.messages.get(slot).is_some_and(|message| message.live() <= FEW_RECIPIENTS) {
+            return self
+                .messages
+                .recipients(slot)
+                .filter(|r| ordinals.contains(&self.place_of(*r).1))
+                .collect();
+        }
+        if !self.fold.places.contains_key(&number) {
+            let mut places = Vec::new();
+            for recipient in self.messages.recipients(slot) {
+                put_place(&mut places, self.place_of(recipient).1, recipient);
+            }
+            self.fold.places.insert(number, places);
+        }
+        let places = self.fold.places.get(&number).map_or(&[][..], Vec::as_slice);
+        let known =
+            ordinals.iter().filter_map(|ordinal| Some((*ordinal, *places.get(usize::from(*ordinal))?)));
+        known
+            .filter(|(ordinal, recipient)| self.place_of(*recipient) == (slot, *ordinal))
+            .map(|(_, r)| r)
+            .collect()
     }
 
     /// The recipients of a message that are still there.
@@ -171,7 +267,7 @@ impl Shard {
     fn forget(&mut self, number: MessageNo, ordinals: &Ordinals) {
         let Some(slot) = self.messages.find(number) else { return };
         let mut places = Vec::new();
-        for recipient in self.folded(number, ordinals) {
+        for recipient in self.meant(number, ordinals, None) {
             self.remove_recipient(slot, recipient, &mut places);
         }
         // Bodies of the past that are dead are simply not retained.
@@ -196,10 +292,10 @@ impl Shard {
         self.set_reply(recipient, said);
     }
 
-    fn replay_change(&mut self, change: &record::Change) {
+    fn replay_change(&mut self, recipients: &[RecipientSlot], to: &ChangeTo) {
         let now = Timestamp::default();
-        for recipient in self.folded(change.number, &change.ordinals) {
-            match &change.to {
+        for &recipient in recipients {
+            match to {
                 ChangeTo::Held => self.queue.park(recipient),
                 ChangeTo::Released => {
                     self.queue.unpark(now, recipient);
@@ -213,24 +309,38 @@ impl Shard {
     }
 
     /// The past is folded: settles what was left open and says which bodies live. Appends made here are
-    /// the first of this life.
+    /// the first of this life. Bodies of recipients still to be loaded are named as these come.
     pub fn replayed(&mut self, now: Timestamp, live: &mut Vec<Position>) {
         for (number, ordinals) in std::mem::take(&mut self.fold.owed) {
-            let Some(slot) = self.messages.find(number) else { continue };
-            let group: Vec<_> =
-                self.folded(number, &ordinals).into_iter().map(|r| (r, self.place_of(r).1)).collect();
-            if !group.is_empty() {
-                let reply =
-                    Reply::ours(550, EnhancedCode(5, 0, 0), "Failed; the sender was told before the restart");
-                self.finish(now, slot, &group, Terminal::Bounced, &reply, "");
-            }
+            self.give_owed(now, number, &ordinals);
+            self.remember_owed(number, &ordinals);
         }
-        for number in self.messages.orphan_chunks() {
-            self.messages.take_chunks(number);
+        if !self.begin_life() {
+            self.fold.places = FxHashMap::default();
+            self.drop_orphan_chunks(MessageNo(self.numbers_taken()));
         }
         for (_, message) in self.messages.iter() {
             live.extend(message.position);
             live.extend(self.messages.chunks(message.number).iter().flatten());
+        }
+    }
+
+    /// Gives a verdict that was reported and perhaps not written before the restart.
+    pub(crate) fn give_owed(&mut self, now: Timestamp, number: MessageNo, ordinals: &[u16]) {
+        let Some(slot) = self.messages.find(number) else { return };
+        let recipients = self.meant(number, ordinals, None);
+        let group: Vec<_> = recipients.into_iter().map(|r| (r, self.place_of(r).1)).collect();
+        if !group.is_empty() {
+            let reply =
+                Reply::ours(550, EnhancedCode(5, 0, 0), "Failed; the sender was told before the restart");
+            self.finish(now, slot, &group, Terminal::Bounced, &reply, "");
+        }
+    }
+
+    /// Gives up the chunks of messages below this number that never came: a crash cut their sessions off.
+    pub(crate) fn drop_orphan_chunks(&mut self, below: MessageNo) {
+        for number in self.messages.orphan_chunks().into_iter().filter(|number| *number < below) {
+            self.messages.take_chunks(number);
         }
     }
 
@@ -274,4 +384,12 @@ impl Shard {
             self.release_now(vec![to]);
         }
     }
+}
+
+fn put_place(places: &mut Vec<RecipientSlot>, ordinal: u16, recipient: RecipientSlot) {
+    let at = usize::from(ordinal);
+    if places.len() <= at {
+        places.resize(at + 1, NOBODY);
+    }
+    places[at] = recipient;
 }

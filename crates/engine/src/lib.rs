@@ -14,6 +14,7 @@ mod explain;
 mod fold;
 mod intake;
 mod lanes;
+mod loading;
 mod messages;
 pub mod operate;
 mod operator;
@@ -27,6 +28,7 @@ pub use checkpoint::{Part, Parts};
 pub use effect::{Capture, Effect, HostQuestion, JobId, Loaded, Question, Resolution, Stored};
 pub use fold::{Owner, owner};
 pub use intake::{Draft, Intake, Pieces, Refusal};
+pub use loading::{PartKind, base_name};
 pub use operator::QuestionId;
 pub use outflow::{
     ConnectionEnd, ConnectionId, Next, Outflow, Piece, Plan, PlanHost, Settled, Settlement, Transaction,

@@ -55,6 +55,11 @@ impl Message {
     pub(crate) fn accepted_at(&self) -> Timestamp {
         Timestamp::from_secs(u64::from(self.accepted_at_s))
     }
+
+    /// Recipients without a verdict, as far as they are loaded.
+    pub(crate) fn live(&self) -> u16 {
+        self.live
+    }
 }
 
 /// All messages of a shard.

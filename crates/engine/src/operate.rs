@@ -261,6 +261,8 @@ pub struct Totals {
     pub held: u64,
     /// Of these: in a transaction.
     pub in_flight: u64,
+    /// Recipients of the checkpoint that are still being loaded after a start, about; not counted above.
+    pub loading: u64,
     /// Messages accepted since the start.
     pub accepted: u64,
     /// Recipients by verdict since the start.
@@ -361,6 +363,7 @@ fn merge_totals(mut a: Totals, b: Totals) -> Totals {
     a.parked += b.parked;
     a.held += b.held;
     a.in_flight += b.in_flight;
+    a.loading += b.loading;
     a.accepted += b.accepted;
     a.deferred += b.deferred;
     for (name, count) in b.terminal {

@@ -229,6 +229,10 @@ impl Shard {
 
     /// One step of what the operator has under way; false when there is nothing to do now.
     pub(crate) fn sweep(&mut self, now: Timestamp) -> bool {
+        if self.is_loading() {
+            // Whom it does not meet now it would miss; acts keep their order.
+            return false;
+        }
         let Some(at) = self.operator.walks.iter().position(|walk| walk.reading < READS_MAX) else {
             return false;
         };

@@ -5,6 +5,7 @@ use crate::checkpoint::Checkpoint;
 use crate::effect::{Effect, JobId};
 use crate::fold::Fold;
 use crate::lanes::Lanes;
+use crate::loading::Loading;
 use crate::messages::{MessageSlot, Messages};
 use crate::operate::Totals;
 use crate::operator::Operator;
@@ -62,6 +63,10 @@ pub struct Shard {
     pub(crate) fresh_order: VecDeque<(MessageSlot, MessageNo)>,
     pub(crate) health: Health,
     pub(crate) fold: Fold,
+    /// Recipients of the checkpoint, as its parts count them.
+    pub(crate) counted: u64,
+    /// Parts of the checkpoint are still to come.
+    pub(crate) loading: Option<Box<Loading>>,
     pub(crate) checkpoint: Option<Box<Checkpoint>>,
     /// Buckets that no checkpoint that counts has as they are.
     pub(crate) unconfirmed: FxHashSet<Bucket>,
@@ -165,6 +170,8 @@ impl Shard {
             fresh_order: VecDeque::new(),
             health: Health::default(),
             fold: Fold::default(),
+            counted: 0,
+            loading: None,
             checkpoint: None,
             unconfirmed: FxHashSet::default(),
             streams: FxHashMap::default(),
@@ -248,13 +255,14 @@ impl Shard {
     /// Nothing waits here.
     #[must_use]
     pub fn is_empty(&self) -> bool {
-        self.messages.len() == 0 && self.pending.is_empty()
+        self.messages.len() == 0 && self.pending.is_empty() && self.loading.is_none()
     }
 
     /// When [`Shard::poll`] has something to do though nothing comes in.
     #[must_use]
     pub fn deadline(&self) -> Option<Timestamp> {
-        if self.operator.is_sweeping() { Some(Timestamp::default()) } else { self.queue.deadline() }
+        let has_steps = if self.is_loading() { self.has_part() } else { self.operator.is_sweeping() };
+        if has_steps { Some(Timestamp::default()) } else { self.queue.deadline() }
     }
 
     fn act(&mut self, now: Timestamp, action: Action) {

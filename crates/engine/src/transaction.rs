@@ -411,7 +411,8 @@ impl Shard {
         self.release_after(ticket, places);
     }
 
-    /// Takes a recipient out of memory; when it was the last one, its message too.
+    /// Takes a recipient out of memory; when it was the last one, its message too, unless others of it may
+    /// still be loaded.
     pub(crate) fn remove_recipient(
         &mut self,
         message: MessageSlot,
@@ -419,11 +420,12 @@ impl Shard {
         places: &mut Vec<postrider_spool::Position>,
     ) {
         let last = self.messages.unlink(message, recipient);
+        let may_have_more = self.remember_end(message, recipient, last);
         let reply = self.reply_of(recipient);
         self.queue.finished(recipient);
         self.replies.drop(reply);
         self.operator.forget(recipient);
-        if last {
+        if last && !may_have_more {
             self.forget_fresh(message);
             if let Some(message) = self.messages.remove(message) {
                 places.extend(message.position);

@@ -111,7 +111,7 @@ impl Queue {
     pub fn park(&mut self, slot: RecipientSlot) {
         if self.is_queued(slot) {
             self.detach(slot.0);
-            self.entries[slot.0].place = Place::Held;
+            self.hold(slot.0);
             self.wheel.touch(self.entries[slot.0].due);
         }
     }
@@ -121,7 +121,7 @@ impl Queue {
         self.clock(now);
         let is_held = self.is_queued(slot) && self.entries[slot.0].place == Place::Held;
         if is_held {
-            self.entries[slot.0].place = Place::Taken;
+            self.detach(slot.0);
             self.wheel.touch(self.entries[slot.0].due);
             self.settle(slot.0, false);
         }
@@ -216,10 +216,10 @@ impl Queue {
         let place = self.entries[slot.0].place;
         self.detach(slot.0);
         act(self, slot.0);
-        if matches!(place, Place::Held | Place::Taken) {
-            self.entries[slot.0].place = place;
-        } else {
-            self.settle(slot.0, false);
+        match place {
+            Place::Held => self.hold(slot.0),
+            Place::Taken => {}
+            _ => self.settle(slot.0, false),
         }
         self.wheel.touch(self.entries[slot.0].due);
         true

@@ -64,13 +64,14 @@ impl Queue {
     fn check_entries(&self, found: &BTreeMap<u32, Place>) {
         let mut buckets: BTreeMap<Bucket, u32> = BTreeMap::new();
         let (mut domains, mut flows) = (BTreeMap::new(), BTreeMap::new());
-        let mut live = 0;
+        let (mut live, mut held) = (0, 0);
         for index in 0..self.entries.end() {
             let entry = &self.entries[index];
             if entry.place == Place::Free {
                 continue;
             }
             live += 1;
+            held += usize::from(entry.place == Place::Held);
             *buckets.entry(Bucket::of(entry.due)).or_default() += 1;
             *domains.entry(entry.domain).or_insert(0) += 1;
             *flows.entry(self.recipient(RecipientSlot(index)).unwrap().flow.0).or_insert(0) += 1;
@@ -83,6 +84,7 @@ impl Queue {
             );
         }
         assert_eq!(live, self.len());
+        assert_eq!(held, self.held_count());
         for view in self.buckets() {
             assert_eq!(buckets.remove(&view.bucket).unwrap_or(0), view.recipients);
         }

@@ -110,6 +110,8 @@ pub struct Queue {
     /// The latest time seen.
     pub(crate) now: Timestamp,
     pub(crate) entries: Arena<Entry>,
+    /// Recipients that are held.
+    pub(crate) held: u32,
     pub(crate) wheel: Wheel,
     pub(crate) domains: Names<Domain>,
     pub(crate) flows: Names<Flow>,
@@ -154,6 +156,7 @@ impl Queue {
             seed,
             now: Timestamp::default(),
             entries: Arena::new(),
+            held: 0,
             wheel: Wheel::new(),
             domains: Names::new(mix(seed ^ 1)),
             flows: Names::new(mix(seed ^ 2)),
@@ -191,6 +194,12 @@ impl Queue {
     #[must_use]
     pub fn len(&self) -> usize {
         self.entries.live() as usize
+    }
+
+    /// Of these: held.
+    #[must_use]
+    pub fn held_count(&self) -> usize {
+        self.held as usize
     }
 
     /// True when nothing is queued.
@@ -273,7 +282,9 @@ impl Queue {
         if self.flows[recipient.flow.0].is_idle {
             self.flows.set_idle(recipient.flow.0, false);
         }
-        if !recipient.held {
+        if recipient.held {
+            self.held += 1;
+        } else {
             self.settle(index, false);
         }
         RecipientSlot(index)
@@ -330,7 +341,7 @@ impl Queue {
         self.wheel.count_out(before);
         self.wheel.count_in(result.0);
         if is_held {
-            self.entries[slot.0].place = Place::Held;
+            self.hold(slot.0);
         } else {
             self.settle(slot.0, false);
         }
@@ -454,7 +465,8 @@ impl Queue {
         let entry = &self.entries[index];
         let (place, group, domain) = (entry.place, entry.group, entry.domain);
         match place {
-            Place::Free | Place::Held | Place::Taken => {}
+            Place::Free | Place::Taken => {}
+            Place::Held => self.held -= 1,
             Place::Parked | Place::Imminent => self.wheel.unpark(&mut self.entries, index),
             Place::Alarmed => self.alarmed.remove(&mut self.entries, index),
             Place::Waiting => {
@@ -482,6 +494,12 @@ impl Queue {
             }
         }
         self.entries[index].place = Place::Taken;
+    }
+
+    /// Keeps a recipient that stands nowhere until its release.
+    pub(crate) fn hold(&mut self, index: u32) {
+        self.entries[index].place = Place::Held;
+        self.held += 1;
     }
 
     /// The line of a flow in a class of a lane; made if there is none.

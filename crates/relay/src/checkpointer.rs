@@ -4,8 +4,10 @@
 use crate::inbox::Inbox;
 use crate::letter::Letter;
 use postrider_disk::{Checkpoints, CommitterHandle, Part};
-use postrider_engine::Parts;
-use std::collections::BTreeMap;
+use postrider_engine::{Parts, base_name};
+use std::collections::{BTreeMap, HashSet};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
 use std::thread::JoinHandle;
 use std::time::Duration;
@@ -26,6 +28,7 @@ impl Checkpointer {
         committer: CommitterHandle,
         checkpoints: Checkpoints,
         inboxes: Vec<Inbox<Letter>>,
+        loaded: Arc<AtomicBool>,
     ) -> std::io::Result<Self> {
         let (stop, stopped) = channel();
         let thread = std::thread::Builder::new().name("checkpoint".into()).spawn(move || {
@@ -33,7 +36,8 @@ impl Checkpointer {
             // those of another number of shards fall away with it.
             let mut known = BTreeMap::new();
             while let Err(RecvTimeoutError::Timeout) = stopped.recv_timeout(PAUSE) {
-                if committer.is_checkpoint_due() {
+                // A shard that has not taken up the last checkpoint whole cannot write the next.
+                if committer.is_checkpoint_due() && loaded.load(Ordering::Acquire) {
                     make(&committer, &checkpoints, &inboxes, &mut known, &stopped);
                 }
             }
@@ -57,14 +61,13 @@ fn make(
     let Some(replay_from) = committer.begin_checkpoint() else { return };
     let Some(gathered) = gather(inboxes, stopped) else { return committer.checkpoint_failed() };
     let mut parts = known.clone();
-    for part in gathered.into_iter().flat_map(|shard| shard.parts) {
-        if part.content.is_empty() {
-            parts.remove(&part.name);
-            continue;
-        }
+    let replaced: HashSet<&str> =
+        gathered.iter().flat_map(|shard| &shard.replaced).map(String::as_str).collect();
+    parts.retain(|name, _| !replaced.contains(base_name(name)));
+    for part in gathered.iter().flat_map(|shard| &shard.parts) {
         match checkpoints.write_part(&part.name, &part.content) {
             Ok(written) => {
-                parts.insert(part.name, written);
+                parts.insert(part.name.clone(), written);
             }
             Err(error) => {
                 tracing::error!(%error, "a checkpoint's part cannot be written; the log goes on without");

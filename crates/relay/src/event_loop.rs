@@ -4,7 +4,7 @@ use crate::clock::Clock;
 use crate::config::Loadout;
 use crate::inbound::Inbound;
 use crate::inbox::Inbox;
-use crate::letter::{Letter, Reply};
+use crate::letter::{Letter, PartRead, Reply};
 use crate::lookup;
 use crate::outbound::{Outbound, READ_MAX};
 use crate::shared::Shared;
@@ -75,6 +75,8 @@ pub(crate) struct EventLoop {
     stop_at: Option<Timestamp>,
     /// A checkpoint under way: its parts, once they are whole, and who waits for them.
     checkpoint: Option<(Option<CheckpointParts>, Sender<CheckpointParts>)>,
+    /// A part of the checkpoint being read, the bodies it told of so far, and who waits for them.
+    part: Option<(Vec<Position>, Sender<PartRead>)>,
     questions: FxHashMap<QuestionId, Reply>,
     letters: Vec<Letter>,
     appends: Vec<Append>,
@@ -141,6 +143,7 @@ impl EventLoop {
             held: Held::default(),
             stop_at: None,
             checkpoint: None,
+            part: None,
             questions: FxHashMap::default(),
             letters: Vec::new(),
             appends: Vec::new(),
@@ -202,7 +205,23 @@ impl EventLoop {
         }
         self.send_settled();
         self.checkpoint();
+        self.load_step(now);
         self.flush_log();
+    }
+
+    /// One step of reading a part of the checkpoint.
+    fn load_step(&mut self, now: Timestamp) {
+        let Some((mut live, reply)) = self.part.take() else { return };
+        let read = match self.shard.load_step(now, &mut live) {
+            Ok(true) => {
+                self.part = Some((live, reply));
+                return;
+            }
+            Ok(false) => Ok(live),
+            Err(error) => Err(error),
+        };
+        // Nobody waits any more if the relay stops.
+        let _ = reply.send((self.index, read));
     }
 
     /// One step of a checkpoint. Its parts are handed over only when the log has everything they reflect.
@@ -347,6 +366,11 @@ impl EventLoop {
                 self.shard.begin_checkpoint();
                 self.checkpoint = Some((None, reply));
             }
+            Letter::Part { content, reply } => {
+                self.shard.load_late(content);
+                self.part = Some((Vec::new(), reply));
+            }
+            Letter::AllLoaded => self.shard.all_loaded(),
             Letter::CheckpointConfirmed => self.shard.checkpoint_confirmed(),
             Letter::Moved(moved) => self.shard.moved(&moved),
             Letter::Drain(at) => {

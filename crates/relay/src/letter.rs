@@ -6,13 +6,17 @@ use postrider_engine::operate::{Request, Response};
 use postrider_engine::{JobId, Loaded, Parts, Resolution};
 use postrider_ingress::{Answers, Submission};
 use postrider_model::Timestamp;
+use postrider_model::codec::DecodeError;
 use postrider_queue::{DomainId, LaneId};
-use postrider_spool::Moved;
+use postrider_spool::{Moved, Position};
 use std::sync::Arc;
 use std::sync::mpsc::Sender;
 
 /// Takes one shard's part of an answer.
 pub(crate) type Reply = Box<dyn FnOnce(Response) + Send>;
+
+/// A shard has read a part: which shard, and the bodies that came with it.
+pub(crate) type PartRead = (usize, Result<Vec<Position>, DecodeError>);
 
 pub(crate) enum Letter {
     /// The resolver's answer.
@@ -35,6 +39,10 @@ pub(crate) enum Letter {
     Control(Arc<Loadout>),
     /// Write down the shard's state for a checkpoint.
     Checkpoint(Sender<Parts>),
+    /// A part of the checkpoint that the start did not wait for.
+    Part { content: Vec<u8>, reply: Sender<PartRead> },
+    /// Every part has been read.
+    AllLoaded,
     /// The last checkpoint counts.
     CheckpointConfirmed,
     /// A record of this shard was copied forward.

@@ -30,6 +30,7 @@ mod inbound;
 mod inbox;
 mod instance;
 mod letter;
+mod loader;
 mod lookup;
 mod memory;
 mod outbound;
@@ -41,5 +42,6 @@ mod timers;
 mod workers;
 
 pub use clock::Clock;
+pub use loader::LoadError;
 pub use memory::MemoryView;
 pub use relay::{Relay, RelayConfig, StartError};

@@ -7,6 +7,7 @@ use crate::event_loop::{EventLoop, LISTENERS_MAX, Listening, Parts, WAKER};
 use crate::inbox::Inbox;
 use crate::instance::Instance;
 use crate::letter::Letter;
+use crate::loader::{LoadError, Loader};
 use crate::memory::{Memory, MemoryView};
 use crate::recover;
 use crate::shared::Shared;
@@ -121,6 +122,7 @@ pub struct Relay {
     changes: Mutex<()>,
     threads: Mutex<Vec<JoinHandle<()>>>,
     log: Mutex<Option<(Committer, Checkpointer)>>,
+    loader: Loader,
 }
 
 impl Relay {
@@ -188,7 +190,7 @@ impl Relay {
             };
             (0..shards).map(shard).collect()
         };
-        let (recovered, engines) = recover::recover(opened, make, clock.now())?;
+        let (recovered, engines, late) = recover::recover(opened, make, clock.now())?;
 
         let mut polls = Vec::new();
         let mut inboxes = Vec::new();
@@ -213,8 +215,13 @@ impl Relay {
         aws_lc_rs::rand::fill(&mut secret)
             .map_err(|_| std::io::Error::other("the system gives no random octets"))?;
         let workers = Workers::start(WORKERS, &reader, &sandbox, secret)?;
-        let checkpointer =
-            Checkpointer::start(handle.clone(), committer.checkpoints().clone(), inboxes.clone())?;
+        let loader = Loader::start(late, committer.checkpoints().clone(), handle.clone(), inboxes.clone())?;
+        let checkpointer = Checkpointer::start(
+            handle.clone(),
+            committer.checkpoints().clone(),
+            inboxes.clone(),
+            loader.loaded(),
+        )?;
         let shared = Arc::new(Shared::new(Arc::new(loadout), workers, resolver, inboxes, memory_max_bytes));
         let mut threads = Vec::new();
         for (index, ((poll, shard), listeners)) in polls.into_iter().zip(engines).zip(by_shard).enumerate() {
@@ -246,6 +253,7 @@ impl Relay {
             changes: Mutex::new(()),
             threads: Mutex::new(threads),
             log: Mutex::new(Some((committer, checkpointer))),
+            loader,
         })
     }
 
@@ -289,6 +297,15 @@ impl Relay {
     #[must_use]
     pub fn log(&self) -> &CommitterHandle {
         &self.committer
+    }
+
+    /// Waits until all that waited before the start is in memory: deliveries do not wait for it.
+    ///
+    /// # Errors
+    /// When a part of the checkpoint is damaged. The next start takes the checkpoint before it, so start anew.
+    /// Until then nothing is lost, and what is not loaded waits.
+    pub fn wait_until_loaded(&self) -> Result<(), LoadError> {
+        self.loader.wait()
     }
 
     /// Asks all shards; `done` gets their answers merged, on another thread.
@@ -367,6 +384,7 @@ impl Relay {
         for inbox in &self.shared.inboxes {
             inbox.send(Letter::Drain(at));
         }
+        self.loader.stop();
         let log = self.log.lock().unwrap_or_else(PoisonError::into_inner).take();
         let committer = log.map(|(committer, checkpointer)| {
             checkpointer.stop();

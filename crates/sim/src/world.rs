@@ -18,7 +18,7 @@ use postrider_spool::testing::{Dice, Faults, SimDisk};
 use postrider_spool::{Log, Lsn, Position, Settings, Ticket};
 use settings::{make_shards, snapshot};
 use std::cmp::Reverse;
-use std::collections::{BTreeMap, BinaryHeap};
+use std::collections::{BTreeMap, BinaryHeap, VecDeque};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -55,6 +55,8 @@ pub struct Tally {
     pub checkpoints: u32,
     /// Recipients compared with the log after restarts.
     pub compared: u64,
+    /// Restarts after which parts of the checkpoint came while the mail went on, to the last one.
+    pub late_loads: u32,
 }
 
 #[derive(Debug)]
@@ -68,6 +70,8 @@ enum Event {
     Client,
     Operator,
     Checkpoint,
+    /// The next part of the checkpoint for a shard.
+    Part(u16),
 }
 
 struct InLink {
@@ -107,6 +111,8 @@ struct World {
     /// Kept checkpoints: where their replay starts, and their parts. The newest last.
     checkpoints: Vec<(Lsn, BTreeMap<String, Vec<u8>>)>,
     parts: BTreeMap<String, Vec<u8>>,
+    /// Parts that are loaded while the mail goes on, by shard.
+    late: Vec<VecDeque<Vec<u8>>>,
     checkpointing: Option<(Lsn, Vec<Option<postrider_engine::Parts>>)>,
     answers: BTreeMap<u64, Response>,
     questions: u64,
@@ -192,6 +198,7 @@ impl World {
             flying: BTreeMap::new(),
             checkpoints: Vec::new(),
             parts: BTreeMap::new(),
+            late: vec![VecDeque::new(); usize::from(SHARDS)],
             checkpointing: None,
             answers: BTreeMap::new(),
             questions: 0,
@@ -307,7 +314,11 @@ impl World {
                 self.after_millis(3_000, Event::Operator);
             }
             Event::Checkpoint => {
-                if self.checkpointing.is_none() && (self.log.checkpoint_due() || self.dice.chance(100)) {
+                let is_loading = self.shards.iter().any(Shard::is_loading);
+                if self.checkpointing.is_none()
+                    && !is_loading
+                    && (self.log.checkpoint_due() || self.dice.chance(100))
+                {
                     self.settle_down();
                     let from = self.log.begin_checkpoint();
                     self.shards.iter_mut().for_each(Shard::begin_checkpoint);
@@ -315,6 +326,7 @@ impl World {
                 }
                 self.after_millis(400, Event::Checkpoint);
             }
+            Event::Part(shard) => self.part_comes(shard),
         }
     }
 

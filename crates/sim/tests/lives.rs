@@ -7,13 +7,15 @@ fn lives(first: u64) {
     let count = if std::env::var_os("POSTRIDER_TEST_LONG").is_some() { 500 } else { 12 };
     let mut compared = 0;
     let mut checkpoints = 0;
+    let mut late_loads = 0;
     for seed in first..first + count {
         let tally = live(seed, &Length::default());
         assert_eq!(tally.crashes, 10, "seed {seed}");
         compared += tally.compared;
         checkpoints += tally.checkpoints;
+        late_loads += tally.late_loads;
     }
-    assert!(compared > 0 && checkpoints > 0, "the lives were too quiet to show anything");
+    assert!(compared > 0 && checkpoints > 0 && late_loads > 0, "the lives were too quiet to show anything");
 }
 
 #[test]

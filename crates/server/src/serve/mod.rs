@@ -18,6 +18,7 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use tokio::signal::unix::{Signal, SignalKind, signal};
+use tokio::sync::Notify;
 
 /// How long open transactions may go on after a signal to stop.
 const STOP_BOUND: Duration = Duration::from_secs(30);
@@ -110,7 +111,8 @@ pub(crate) fn run(place: &Place, args: &ServeArgs) -> Result<u8> {
         .map(|(listener, options)| postrider_api::start_http(listener, options, running.clone()))
         .transpose()?;
     notify::ready();
-    runtime.block_on(signals.until_stop(&running));
+    let broken = watch_loading(&running);
+    let restarts = runtime.block_on(signals.until_stop(&running, &broken));
     notify::stopping();
     running.stops();
     let drained = std::thread::spawn({
@@ -123,6 +125,9 @@ pub(crate) fn run(place: &Place, args: &ServeArgs) -> Result<u8> {
     }
     api.stop();
     tracing::info!("stopped");
+    if restarts {
+        return start_anew();
+    }
     Ok(EXIT_OK)
 }
 
@@ -149,16 +154,19 @@ impl Signals {
         })
     }
 
-    /// Reloads at each SIGHUP; returns at the first SIGTERM or SIGINT.
-    async fn until_stop(&mut self, running: &Adapter) {
-        loop {
+    /// Reloads at each SIGHUP; returns at the first SIGTERM or SIGINT, or, with true, when the relay must be
+    /// started anew.
+    async fn until_stop(&mut self, running: &Adapter, broken: &Notify) -> bool {
+        let restarts = loop {
             tokio::select! {
                 _ = self.hangups.recv() => reload(running),
-                _ = self.terminations.recv() => break,
-                _ = self.interrupts.recv() => break,
+                _ = self.terminations.recv() => break false,
+                _ = self.interrupts.recv() => break false,
+                () = broken.notified() => break true,
             }
-        }
+        };
         tracing::info!(bound_s = STOP_BOUND.as_secs(), "stopping; a second signal stops at once");
+        restarts
     }
 
     /// Waits for the relay to end; a second signal ends the process at once, which loses nothing either.
@@ -172,6 +180,27 @@ impl Signals {
             }
         }
     }
+}
+
+/// Hears of a checkpoint that cannot be taken up whole: what is behind the damage would never be sent.
+fn watch_loading(running: &Adapter) -> Arc<Notify> {
+    let broken = Arc::new(Notify::new());
+    let (running, tell) = (running.clone(), broken.clone());
+    std::thread::spawn(move || {
+        if running.relay().wait_until_loaded().is_err() {
+            tell.notify_one();
+        }
+    });
+    broken
+}
+
+/// This program in the place of this process, as it was started. Returns only if the system refuses.
+fn start_anew() -> Result<u8> {
+    use std::os::unix::process::CommandExt;
+    let mut arguments = std::env::args_os();
+    let program = arguments.next().unwrap_or_default();
+    let program = std::env::current_exe().unwrap_or_else(|_| program.into());
+    Err(std::process::Command::new(program).args(arguments).exec()).context("cannot start anew")
 }
 
 fn reload(running: &Adapter) {

@@ -2,7 +2,7 @@
 
 use super::{Event, SHARDS, World};
 use postrider_egress::Connection;
-use postrider_engine::{ConnectionId, Effect, Health, Loaded, Owner, Shard, owner};
+use postrider_engine::{ConnectionId, Effect, Health, Loaded, Owner, Shard, base_name, owner};
 use postrider_spool::{Append, Op, Position, Ticket, read_record};
 
 impl World {
@@ -151,12 +151,9 @@ impl World {
             // No room for it: what it should have said is for the next one to say.
             return self.log.checkpoint_failed();
         }
-        for part in gathered.into_iter().flatten().flat_map(|parts| parts.parts) {
-            if part.content.is_empty() {
-                self.parts.remove(&part.name);
-            } else {
-                self.parts.insert(part.name, part.content);
-            }
+        for parts in gathered.into_iter().flatten() {
+            self.parts.retain(|name, _| !parts.replaced.iter().any(|of| of == base_name(name)));
+            self.parts.extend(parts.parts.into_iter().map(|part| (part.name, part.content)));
         }
         self.checkpoints.push((from, self.parts.clone()));
         if self.checkpoints.len() > 2 {

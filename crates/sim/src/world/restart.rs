@@ -1,12 +1,12 @@
 //! Power loss, recovery, and the comparison of what came back with what the log says.
 
 use super::settings::make_shards;
-use super::{SHARDS, World};
+use super::{Event, SHARDS, World};
 use postrider_engine::operate::{Filter, Request, Response};
-use postrider_engine::{Effect, Owner, QuestionId, Shard, owner};
+use postrider_engine::{Effect, Owner, PartKind, QuestionId, Shard, owner};
 use postrider_model::record::Kind;
-use postrider_spool::{Log, Lsn, Recovery};
-use std::collections::BTreeMap;
+use postrider_spool::{Log, Lsn, Position, Recovery};
+use std::collections::{BTreeMap, VecDeque};
 
 impl World {
     /// The power fails: memory is gone, the disk keeps what it keeps, and the relay starts anew.
@@ -27,16 +27,9 @@ impl World {
         self.shards = make_shards(&self.snapshot, self.seed);
         let newest = self.checkpoints.last().cloned();
         let from = newest.as_ref().map_or(Lsn(1), |(from, _)| *from);
+        // The first checkpoint of a life names all parts anew.
         self.parts = BTreeMap::new();
-        if let Some((_, parts)) = newest {
-            for (name, content) in &parts {
-                for shard in &mut self.shards {
-                    shard
-                        .load_part(content)
-                        .unwrap_or_else(|e| panic!("seed {}: part {name}: {e}", self.seed));
-                }
-            }
-        }
+        self.load_early(&newest.map(|(_, parts)| parts).unwrap_or_default());
         let files = self.disk.files();
         let mut recovery = Recovery::new(&files, &mut self.disk, from, 99);
         while let Some(record) = recovery.next(&mut self.disk) {
@@ -59,16 +52,86 @@ impl World {
             shard.replayed(self.now, &mut live);
         }
         live.into_iter().for_each(|position| log.retain(position));
-        log.settled();
         if let [(older, _), (newer, _)] = &self.checkpoints[..] {
             log.checkpointed(*older);
             log.checkpointed(*newer);
         }
         log.journaled(log.durable());
         self.log = log;
-        self.compare();
+        let comes_late = self.shards[0].is_loading() && self.dice.chance(700);
+        if !comes_late {
+            for shard in 0..SHARDS {
+                while self.load_next(shard) {}
+            }
+            self.all_loaded();
+            self.compare();
+        }
         self.disk.faults = faults;
         self.begin();
+        if comes_late {
+            (0..SHARDS).for_each(|shard| self.after_millis(1_500, Event::Part(shard)));
+        }
+    }
+
+    /// Loads some parts of the checkpoint, as a start does, and leaves the others for later.
+    fn load_early(&mut self, parts: &BTreeMap<String, Vec<u8>>) {
+        self.late.iter_mut().for_each(VecDeque::clear);
+        let eager = self.dice.chance(200);
+        for (name, content) in parts {
+            let is_early = eager || PartKind::of(name) == PartKind::State || self.dice.chance(300);
+            let index = usize::from(name.starts_with("s1-"));
+            if is_early {
+                // Whom it does not concern may see it too.
+                for shard in &mut self.shards {
+                    let loaded = shard.load_part(content);
+                    loaded.unwrap_or_else(|e| panic!("seed {}: part {name}: {e}", self.seed));
+                }
+            } else {
+                self.late[index].push_back(content.clone());
+            }
+        }
+        for late in &mut self.late {
+            let turns = usize::try_from(self.dice.below(8)).unwrap_or(0);
+            let turns = turns % late.len().max(1);
+            late.rotate_left(turns);
+        }
+        if self.late.iter().any(|late| !late.is_empty()) {
+            self.shards.iter_mut().for_each(Shard::expect_parts);
+        }
+    }
+
+    /// Loads the next late part of a shard, if there is one.
+    fn load_next(&mut self, shard: u16) -> bool {
+        let index = usize::from(shard);
+        let Some(content) = self.late[index].pop_front() else { return false };
+        self.shards[index].load_late(content);
+        let mut live = Vec::new();
+        let (now, seed) = (self.now, self.seed);
+        let step = |shard: &mut Shard, live: &mut Vec<Position>| {
+            shard.load_step(now, live).unwrap_or_else(|e| panic!("seed {seed}: a late part: {e}"))
+        };
+        while step(&mut self.shards[index], &mut live) {}
+        live.into_iter().for_each(|position| self.log.retain(position));
+        true
+    }
+
+    fn all_loaded(&mut self) {
+        self.shards.iter_mut().for_each(Shard::all_loaded);
+        self.log.settled();
+    }
+
+    /// A part of the checkpoint comes while the mail goes on.
+    pub(super) fn part_comes(&mut self, shard: u16) {
+        if self.load_next(shard) {
+            self.after_millis(1_500, Event::Part(shard));
+        } else if self.late.iter().all(VecDeque::is_empty) && self.shards[0].is_loading() {
+            self.all_loaded();
+            self.tally.late_loads += 1;
+            self.settle_down();
+            if self.flying.is_empty() {
+                self.compare();
+            }
+        }
     }
 
     /// What the shards hold is what the log says, to the microsecond.
