@@ -85,7 +85,14 @@ impl Adapter {
     /// Hears of every change of who may send what, from now on.
     pub(crate) fn listens(&self, wire: &Wire) {
         wire.connect(&self.0);
-        self.0.relay.set_control(self.0.registry.current());
+        // What changed before the wire was there, and while this is put in place.
+        loop {
+            let current = self.0.registry.current();
+            self.0.relay.set_control(current.clone());
+            if Arc::ptr_eq(&current, &self.0.registry.current()) {
+                break;
+            }
+        }
     }
 
     pub(crate) fn relay(&self) -> &Relay {

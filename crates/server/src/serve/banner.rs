@@ -41,6 +41,8 @@ pub(crate) fn banner(
              and look at it:\n\
              \x20 {program} sandbox{place} list\n\
              \x20 {program} sandbox{place} show\n\
+             Give a program a login and an API key of its own:\n\
+             \x20 {program} app{place} create shop --from '*@example.com'\n\
              To send real mail, write a configuration: docs/configuration.md. Ctrl-C stops.\n"
         );
     }
