@@ -224,3 +224,32 @@ impl Shared {
         client
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_client_is_the_last_address_that_no_trusted_proxy_has() {
+        let shared = Shared {
+            router: Router::new(),
+            trusted_proxies: vec!["10.0.0.0/8".parse().unwrap()],
+            bodies: Arc::new(Semaphore::new(1)),
+        };
+        let check = |peer: &str, forwarded: &[&str], client: &str| {
+            let mut headers = hyper::HeaderMap::new();
+            for value in forwarded {
+                headers.append("x-forwarded-for", value.parse().unwrap());
+            }
+            let found = shared.client(peer.parse().unwrap(), &headers);
+            assert_eq!(found, client.parse::<IpAddr>().unwrap(), "{peer} {forwarded:?}");
+        };
+        check("10.0.0.1", &["192.0.2.7"], "192.0.2.7");
+        check("10.0.0.1", &["203.0.113.9, 192.0.2.7, 10.0.0.2"], "192.0.2.7");
+        check("10.0.0.1", &["203.0.113.9", "192.0.2.7"], "192.0.2.7");
+        check("10.0.0.1", &[], "10.0.0.1");
+        check("10.0.0.1", &["192.0.2.7, nonsense"], "10.0.0.1");
+        // Whoever is no proxy of ours says nothing about itself.
+        check("198.51.100.1", &["192.0.2.7"], "198.51.100.1");
+    }
+}

@@ -199,3 +199,27 @@ impl IntoResponse for Problem {
         response
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use postrider_model::EnhancedCode;
+
+    #[test]
+    fn what_smtp_would_have_said_is_said_in_the_words_of_http() {
+        let check = |code: u16, text: &str, status: u16, rule: Option<&str>| {
+            let reply = Reply::ours(code, EnhancedCode(u8::try_from(code / 100).unwrap(), 0, 0), text);
+            let problem = Problem::from_reply(&reply);
+            assert_eq!((problem.status.as_u16(), problem.rule()), (status, rule), "{code} {text}");
+            let retries = problem.into_response().headers().contains_key(header::RETRY_AFTER);
+            assert_eq!(retries, code < 500, "what may be tried again says when");
+        };
+        check(452, "Insufficient system storage; try again later", 507, None);
+        check(451, "The message could not be stored; try again later", 503, None);
+        check(421, "The server is about to stop", 503, None);
+        check(552, "The message is larger than the spool takes", 413, None);
+        check(550, "It may not (rule application.from); ask", 403, Some("application.from"));
+        check(550, "Relay refused: no route leads to example.net", 403, Some("relay"));
+        check(554, "The message has a CR or LF alone", 422, None);
+    }
+}
