@@ -238,10 +238,10 @@ impl Connection {
             && self.route.as_deref().is_some_and(|route| route.tls <= TlsLevel::Opportunistic)
     }
 
-    /// The mark of a transaction's attempt is durable: its end may be sent.
-    pub fn marked(&mut self, now: Timestamp, transaction: TransactionId, outflow: &mut impl Outflow) {
+    /// The end of a transaction may be sent: its mark is durable, and the outcomes of enough others are.
+    pub fn may_end(&mut self, now: Timestamp, transaction: TransactionId, outflow: &mut impl Outflow) {
         if let Some(slot) = self.slots.iter_mut().find(|slot| slot.transaction.id == transaction) {
-            slot.transaction.marked = true;
+            slot.transaction.may_end = true;
             self.work(now, outflow);
         }
     }

@@ -15,6 +15,10 @@ use std::fmt::Write as _;
 /// Octets that wait in the output before more content is put there.
 const BACKLOG_MAX: usize = 512 << 10;
 
+/// A content of so many octets at most waits for leave to end, so that it goes out in one write with its end and the
+/// next envelope. A longer one begins.
+const WAITS_WHOLE_MAX: u64 = 64 << 10;
+
 /// What is known of a recipient so far.
 #[derive(Clone, Debug)]
 pub(crate) enum Fate {
@@ -335,13 +339,16 @@ impl Sending {
     }
 
     /// Puts content into the output until it is full, a piece is missing, or the end is reached; the end
-    /// itself only when the attempt's mark is durable.
+    /// itself only when it may go.
     pub(crate) fn pump(&mut self, client: &mut Client, pipelining: bool) -> Pumped {
         if self.open == 0 {
             // A chunk was refused. The rest is not sent.
             if self.awaited == 0 {
                 self.abandon(client);
             }
+            return Pumped::Waits;
+        }
+        if !self.transaction.may_end && self.content_size <= WAITS_WHOLE_MAX && self.is_at_hand() {
             return Pumped::Waits;
         }
         // How many replies the last chunk has after a refused one is not clear in LMTP, so there each chunk
@@ -367,7 +374,7 @@ impl Sending {
                 return Pumped::Waits;
             }
         }
-        if self.transaction.marked && (ahead || self.awaited == 0) {
+        if self.transaction.may_end && (ahead || self.awaited == 0) {
             if self.fit.chunking {
                 client.bdat(0, true, self.end_replies(client));
             } else {
@@ -383,6 +390,11 @@ impl Sending {
         Pumped::Waits
     }
 
+    /// No piece has to be read.
+    fn is_at_hand(&self) -> bool {
+        self.transaction.pieces.iter().all(|piece| matches!(piece, Piece::Memory(_)))
+    }
+
     /// The next piece by DATA.
     fn send_piece(&mut self, client: &mut Client) {
         let Piece::Memory(bytes) = &self.transaction.pieces[self.piece] else { return };
@@ -395,7 +407,7 @@ impl Sending {
         self.piece += 1;
     }
 
-    /// All pieces at hand as one chunk by BDAT, marked as the last if it is and may be.
+    /// All pieces at hand as one chunk by BDAT, the last one if it is and may be.
     fn send_chunk(&mut self, client: &mut Client) {
         let mut parts: SmallVec<[Bytes; 8]> = SmallVec::new();
         while let Some(Piece::Memory(bytes)) = self.transaction.pieces.get(self.piece) {
@@ -407,7 +419,7 @@ impl Sending {
             self.piece += 1;
         }
         let size: u64 = parts.iter().map(|part| part.len() as u64).sum();
-        let last = self.transaction.marked && self.piece == self.transaction.pieces.len();
+        let last = self.transaction.may_end && self.piece == self.transaction.pieces.len();
         if size == 0 && !last {
             return;
         }

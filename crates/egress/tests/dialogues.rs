@@ -269,7 +269,7 @@ fn message(number: u64, words: &[&str]) -> Transaction {
         message: Arc::new(message),
         ordinals,
         pieces: pieces.into(),
-        marked,
+        may_end: marked,
         attempts: 0,
     }
 }
@@ -406,7 +406,7 @@ fn step(run: &mut Run, verb: &str, rest: &str, line: &str, expected: &mut Vec<St
             run.engine.waiting.push_back(transaction);
         }
         "=" | "dsn" | "throttled" => expected.push(line.to_owned()),
-        "mark" => run.act(|c, now, e| c.marked(now, id(), e)),
+        "mark" => run.act(|c, now, e| c.may_end(now, id(), e)),
         "piece" => {
             let piece = words[1].parse().unwrap();
             assert_eq!(run.connection.wants(), Wants::Content { transaction: id(), piece }, "{at}");

@@ -375,7 +375,7 @@ fn message(number: u64, dice: &mut Dice, temper: Temper) -> (Transaction, Vec<u8
         message: Arc::new(message),
         ordinals,
         pieces: pieces.into(),
-        marked: dice.one_in(2),
+        may_end: dice.one_in(2),
         attempts: 0,
     };
     (transaction, plain, bytes)
@@ -431,7 +431,7 @@ fn story(seed: u64, temper: Temper) -> usize {
     for i in 0..6 {
         let number = if temper.chunking { i } else { i * 3 + i % 2 };
         let (transaction, plain, bytes) = message(number, &mut dice, temper);
-        if transaction.marked {
+        if transaction.may_end {
             engine.marked.insert(number);
         }
         contents.insert(number, plain);
@@ -473,7 +473,7 @@ fn story(seed: u64, temper: Temper) -> usize {
                 let unmarked = engine.out.keys().find(|number| !engine.marked.contains(number)).copied();
                 if let Some(number) = unmarked {
                     engine.marked.insert(number);
-                    c.marked(now, TransactionId(number), &mut engine);
+                    c.may_end(now, TransactionId(number), &mut engine);
                 }
             }
             _ => {

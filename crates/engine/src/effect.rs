@@ -41,7 +41,7 @@ pub enum Effect {
         snapshot: Arc<Snapshot>,
     },
     /// The final dot of this transaction may go.
-    Marked {
+    MayEnd {
         /// On which connection.
         connection: ConnectionId,
         /// Which.

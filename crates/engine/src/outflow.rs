@@ -38,9 +38,9 @@ pub struct Transaction {
     pub ordinals: Ordinals,
     /// The content.
     pub pieces: SmallVec<[Piece; 4]>,
-    /// The attempt's mark is durable, so the final dot may go. If not, wait for
-    /// `Connection::marked` (design §5, "In doubt").
-    pub marked: bool,
+    /// The final dot may go: the attempt's mark is durable, and no more than one other transaction of the
+    /// connection is in doubt. If not, wait for `Connection::may_end` (design §5, "In doubt").
+    pub may_end: bool,
     /// How many attempts were made before.
     pub attempts: u16,
 }

@@ -62,6 +62,8 @@ pub struct Shard {
     pub(crate) fresh_size_max_bytes: usize,
     pub(crate) fresh_order: VecDeque<(MessageSlot, MessageNo)>,
     pub(crate) health: Health,
+    /// Links with a transaction whose end waits for the log.
+    pub(crate) links_ahead: usize,
     pub(crate) fold: Fold,
     /// Recipients of the checkpoint, as its parts count them.
     pub(crate) counted: u64,
@@ -169,6 +171,7 @@ impl Shard {
             fresh_size_max_bytes: config.fresh_size_max_bytes,
             fresh_order: VecDeque::new(),
             health: Health::default(),
+            links_ahead: 0,
             fold: Fold::default(),
             counted: 0,
             loading: None,
@@ -211,6 +214,12 @@ impl Shard {
         if recovers {
             self.resume_waiting();
         }
+    }
+
+    /// A connection could go on if the log had what was handed to it.
+    #[must_use]
+    pub fn waits_for_log(&self) -> bool {
+        self.links_ahead > 0
     }
 
     /// Records to append, in order. The shell takes them all, in one go, every time it has called in.
@@ -300,7 +309,7 @@ impl Shard {
                 }
                 (Pending::Chunk { number, index }, _) => self.chunk_placed(number, index, position),
                 (Pending::Mark { connection, transaction }, _) => {
-                    self.effects.push_back(Effect::Marked { connection, transaction });
+                    self.mark_durable(connection, transaction);
                 }
                 (Pending::Settled { connection }, _) => self.settled_durably(connection),
                 (Pending::Dead(mut positions), _) => self.releases.append(&mut positions),

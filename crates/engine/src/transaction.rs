@@ -20,8 +20,10 @@ const IN_DOUBT_MAX: u8 = 2;
 /// What the engine knows of an open connection.
 #[derive(Debug, Default)]
 pub(crate) struct Link {
-    /// Transactions handed out whose outcomes are not yet durable.
+    /// Transactions whose end may have been sent and whose outcomes are not yet durable.
     in_doubt: u8,
+    /// One more, whose end must wait for the outcome of an earlier one.
+    ahead: Option<Ahead>,
     /// It asked for more and was told to wait.
     waiting: bool,
     /// It has no work; the queue counts it as idle.
@@ -30,6 +32,15 @@ pub(crate) struct Link {
     loading: bool,
     /// A transaction that waits to be fetched.
     ready: Option<Transaction>,
+}
+
+/// A transaction that was handed out while as many as may be were in doubt: its envelope goes behind the content of
+/// the one before, which saves a round trip.
+#[derive(Debug)]
+struct Ahead {
+    transaction: TransactionId,
+    /// Its mark is durable.
+    marked: bool,
 }
 
 /// A transaction that a connection has.
@@ -61,7 +72,7 @@ impl Outflow for Shard {
             // It was told so, and the queue counts it once; `pull` ends that.
             return Next::Idle;
         }
-        if link.in_doubt >= IN_DOUBT_MAX || broken {
+        if link.ahead.is_some() || broken {
             if !link.waiting {
                 link.waiting = true;
                 self.effects.push_back(Effect::Nudge);
@@ -113,7 +124,9 @@ impl Outflow for Shard {
         let tickets_before = self.last_ticket();
         self.settle_outcomes(now, &open, &settlement);
         let ticket = self.last_ticket();
-        if ticket == tickets_before {
+        if self.was_ahead(open.connection, settlement.transaction) {
+            // Its end was not sent, so nothing was in doubt.
+        } else if ticket == tickets_before {
             // Nothing was tried, so nothing is in doubt.
             self.settled_durably(open.connection);
         } else {
@@ -159,10 +172,24 @@ impl Shard {
             let mark = NewRecord::urgent(Kind::Attempt, |head| mark.encode(head));
             self.append_then(mark, Pending::Mark { connection, transaction: id });
         }
-        self.links.entry(connection).or_default().in_doubt += 1;
+        let link = self.links.entry(connection).or_default();
+        let may_end = link.in_doubt < IN_DOUBT_MAX;
+        if may_end {
+            link.in_doubt += 1;
+        } else {
+            link.ahead = Some(Ahead { transaction: id, marked });
+            self.links_ahead += 1;
+            self.effects.push_back(Effect::Nudge);
+        }
         let pieces = Self::pieces(&record, &content);
-        let transaction =
-            Transaction { id, message: record.clone(), ordinals: ordinals.clone(), pieces, marked, attempts };
+        let transaction = Transaction {
+            id,
+            message: record.clone(),
+            ordinals: ordinals.clone(),
+            pieces,
+            may_end: marked && may_end,
+            attempts,
+        };
         let open =
             Open { connection, lane, message, record, content, recipients: batch.recipients, ordinals };
         self.open.insert(id, open);
@@ -217,7 +244,9 @@ impl Shard {
 
     /// A connection is gone: what it had goes back.
     pub(crate) fn unlink(&mut self, now: Timestamp, connection: ConnectionId) {
-        if let Some(Link { ready: Some(transaction), .. }) = self.links.remove(&connection)
+        let link = self.links.remove(&connection).unwrap_or_default();
+        self.links_ahead -= usize::from(link.ahead.is_some());
+        if let Some(transaction) = link.ready
             && let Some(open) = self.open.remove(&transaction.id)
         {
             self.requeue(&open.recipients);
@@ -252,9 +281,42 @@ impl Shard {
         }
     }
 
+    /// The mark of a transaction is durable.
+    pub(crate) fn mark_durable(&mut self, connection: ConnectionId, transaction: TransactionId) {
+        let ahead = self.links.get_mut(&connection).and_then(|link| link.ahead.as_mut());
+        match ahead.filter(|ahead| ahead.transaction == transaction) {
+            Some(ahead) => ahead.marked = true,
+            None => self.effects.push_back(Effect::MayEnd { connection, transaction }),
+        }
+    }
+
+    /// True if this transaction was settled without leave to send its end.
+    fn was_ahead(&mut self, connection: ConnectionId, transaction: TransactionId) -> bool {
+        let Some(link) = self.links.get_mut(&connection) else { return false };
+        let was = link.ahead.take_if(|ahead| ahead.transaction == transaction).is_some();
+        if was {
+            self.links_ahead -= 1;
+            self.resume_if_waiting(connection);
+        }
+        was
+    }
+
+    /// One outcome of a connection is durable: the transaction that waited for that may end.
     pub(crate) fn settled_durably(&mut self, connection: ConnectionId) {
         let Some(link) = self.links.get_mut(&connection) else { return };
         link.in_doubt = link.in_doubt.saturating_sub(1);
+        if let Some(Ahead { transaction, marked }) = link.ahead.take() {
+            link.in_doubt += 1;
+            self.links_ahead -= 1;
+            if marked {
+                self.effects.push_back(Effect::MayEnd { connection, transaction });
+            }
+        }
+        self.resume_if_waiting(connection);
+    }
+
+    fn resume_if_waiting(&mut self, connection: ConnectionId) {
+        let Some(link) = self.links.get_mut(&connection) else { return };
         if link.waiting {
             link.waiting = false;
             self.effects.push_back(Effect::Resume { connection });

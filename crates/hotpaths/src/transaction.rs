@@ -74,7 +74,7 @@ impl Outflow for Engine {
             pieces: [Piece::Memory(self.content.slice(..200)), Piece::Memory(self.content.slice(200..))]
                 .into_iter()
                 .collect(),
-            marked: true,
+            may_end: true,
             attempts: 0,
         })
     }

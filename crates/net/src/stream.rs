@@ -190,6 +190,14 @@ impl Stream {
         self.readiness.read_closed |= event.is_read_closed() || event.is_error();
     }
 
+    /// False if a read could only answer `WouldBlock`.
+    #[must_use]
+    pub fn may_read(&self) -> bool {
+        !self.readiness.tracked
+            || self.readiness.readable
+            || self.session.as_ref().is_some_and(|session| session.is_closed())
+    }
+
     /// Reads once, into the end of `buffer`: about `max` octets at most (a `Vec` with more spare capacity may
     /// take as much as that; TLS may add a record, 16 KiB, that had begun before).
     ///
@@ -205,7 +213,7 @@ impl Stream {
             // A `close_notify` behind the last data has no event of its own.
             return Ok(ReadOutcome::Closed);
         }
-        if self.readiness.tracked && !self.readiness.readable {
+        if !self.may_read() {
             return Ok(ReadOutcome::WouldBlock);
         }
         let outcome = match &mut self.session {

@@ -10,6 +10,7 @@ use crate::outbound::{Outbound, READ_MAX};
 use crate::shared::Shared;
 use crate::submissions::Waiter;
 use crate::timers::{Owner, Timers};
+use crate::turns::Turns;
 use crate::workers::Work;
 use mio::event::{Event, Source};
 use mio::{Events, Poll, Token};
@@ -65,6 +66,7 @@ pub(crate) struct EventLoop {
     /// Answers to submissions, sent at the end of a turn.
     pub(crate) settled: Vec<(Answers, Settled)>,
     pub(crate) timers: Timers,
+    pub(crate) turns: Turns,
     /// Where reads land. It holds nothing between two reads.
     pub(crate) buffer: Vec<u8>,
     /// What AUTH by SCRAM left, by lane and host; as many as there are configured hosts with credentials.
@@ -136,6 +138,7 @@ impl EventLoop {
             awaited: VecDeque::new(),
             settled: Vec::new(),
             timers: Timers::default(),
+            turns: Turns::default(),
             buffer: Vec::with_capacity(READ_MAX),
             scram: FxHashMap::default(),
             draining: false,
@@ -157,28 +160,39 @@ impl EventLoop {
     /// Runs until it is told to stop and has nothing left that it should wait for.
     pub(crate) fn run(mut self) {
         let mut events = Events::with_capacity(EVENTS_MAX);
-        loop {
-            let now = self.clock.now();
-            self.work(now);
-            if self.may_stop(now) {
-                break;
-            }
-            let timeout = self.deadline().map(|deadline| deadline.since(now));
-            if let Err(error) = self.poll.poll(&mut events, timeout) {
-                if error.kind() != std::io::ErrorKind::Interrupted {
-                    tracing::error!(%error, "waiting for sockets failed");
-                    std::thread::sleep(Duration::from_millis(10));
-                }
-                continue;
-            }
-            let now = self.clock.now();
-            self.mind_memory(now);
-            for event in &events {
-                self.dispatch(now, event);
-            }
-            self.run_timers(now);
-        }
+        while self.go_round(&mut events) {}
         self.flush_log();
+    }
+
+    /// What can be done now, then a wait for more, then what came. False once it may stop.
+    pub(crate) fn go_round(&mut self, events: &mut Events) -> bool {
+        let now = self.clock.now();
+        self.turns.begin_round();
+        self.work(now);
+        if self.may_stop(now) {
+            return false;
+        }
+        let timeout = self.deadline(now).map(|deadline| deadline.since(now));
+        if let Err(error) = self.poll.poll(events, timeout) {
+            if error.kind() != std::io::ErrorKind::Interrupted {
+                tracing::error!(%error, "waiting for sockets failed");
+                std::thread::sleep(Duration::from_millis(10));
+            }
+            return true;
+        }
+        let now = self.clock.now();
+        self.mind_memory(now);
+        self.take_turns(now);
+        // Connections before sessions: what leaves makes room for what comes in.
+        for event in events.iter().filter(|event| !is_of_session(event)) {
+            self.dispatch(now, event);
+        }
+        self.hear_held(now);
+        for event in events.iter().filter(|event| is_of_session(event)) {
+            self.dispatch(now, event);
+        }
+        self.run_timers(now);
+        true
     }
 
     fn dispatch(&mut self, now: Timestamp, event: &Event) {
@@ -256,6 +270,7 @@ impl EventLoop {
         });
         self.committer.take_news(self.index, &mut self.completion);
         if !self.completion.is_empty() {
+            self.turns.log_moved();
             let completion = std::mem::take(&mut self.completion);
             self.shard.completed(now, &completion);
         }
@@ -271,8 +286,8 @@ impl EventLoop {
             }
             Effect::Connect { .. } if self.draining => {}
             Effect::Connect { plan, snapshot } => self.connect(now, plan, snapshot),
-            Effect::Marked { connection, transaction } => {
-                self.with_connection(now, connection, |it, shard| it.marked(now, transaction, shard));
+            Effect::MayEnd { connection, transaction } => {
+                self.with_connection(now, connection, |it, shard| it.may_end(now, transaction, shard));
             }
             Effect::Resume { connection } => {
                 self.with_connection(now, connection, |it, shard| it.resume(now, shard));
@@ -409,10 +424,11 @@ impl EventLoop {
         }
     }
 
-    fn deadline(&self) -> Option<Timestamp> {
+    fn deadline(&mut self, now: Timestamp) -> Option<Timestamp> {
         let engine = if self.draining { None } else { self.shard.deadline() };
         let checkpoint = self.shard.is_checkpointing().then(Timestamp::default);
-        [engine, checkpoint, self.timers.next(), self.accept_again, self.stop_at].into_iter().flatten().min()
+        let (timer, turn) = (self.timers.next(), self.next_turn(now));
+        [engine, checkpoint, timer, turn, self.accept_again, self.stop_at].into_iter().flatten().min()
     }
 
     fn may_stop(&self, now: Timestamp) -> bool {
@@ -445,4 +461,9 @@ impl EventLoop {
         }
         nonce
     }
+}
+
+fn is_of_session(event: &Event) -> bool {
+    let Token(token) = event.token();
+    token >= FIRST_TOKEN && (token - FIRST_TOKEN).is_multiple_of(2)
 }

@@ -5,6 +5,7 @@ use crate::memory::STEP_BYTES;
 use crate::outbound::READ_MAX;
 use crate::submissions::Waiter;
 use crate::timers::Owner;
+use crate::turns::Turn;
 use crate::workers::Work;
 use mio::Token;
 use postrider_auth::Verdict;
@@ -46,6 +47,9 @@ pub(crate) struct Inbound {
     /// Read and not taken.
     leftover: Vec<u8>,
     pub(crate) scheduled: Timestamp,
+    /// It waits for a turn.
+    pub(crate) queued: bool,
+    turn: Turn,
     begun: Timestamp,
     /// The address this session is counted under: the connection's own, whatever PROXY says.
     counted: IpAddr,
@@ -123,6 +127,8 @@ impl EventLoop {
             phase: if from_proxy { Phase::Proxy } else { Phase::Over },
             leftover: Vec::new(),
             scheduled: Timestamp::MAX,
+            queued: false,
+            turn: Turn::default(),
             begun: now,
             counted: peer.ip(),
             size_bytes: 0,
@@ -250,10 +256,15 @@ impl EventLoop {
         }
     }
 
-    /// Carries octets until the socket has nothing more or the session waits.
-    fn serve(&mut self, now: Timestamp, key: usize) {
+    /// Carries octets until the socket has nothing more, the session waits, or its turn is over.
+    pub(crate) fn serve(&mut self, now: Timestamp, key: usize) {
         loop {
             let Some(inbound) = self.sessions.get_mut(key) else { return };
+            inbound.turn.renew(self.turns.whole);
+            if inbound.turn.is_over() {
+                self.turns.queue(Owner::Session { key, id: inbound.id }, &mut inbound.queued);
+                break;
+            }
             let go_on = match &mut inbound.phase {
                 Phase::Proxy => self.read_proxy_header(now, key),
                 Phase::Handshake | Phase::StartTls(_) => self.shake_hands(now, key),
@@ -263,9 +274,8 @@ impl EventLoop {
                     return;
                 }
             };
-            if !go_on {
-                break;
-            }
+            let Some(inbound) = self.sessions.get_mut(key).filter(|_| go_on) else { break };
+            inbound.turn.count();
         }
         self.count(key);
         let Some(inbound) = self.sessions.get_mut(key) else { return };
@@ -343,12 +353,19 @@ impl EventLoop {
 
     /// One round of a session: give it what is there, write what it says. True if there may be more to do.
     fn serve_session(&mut self, now: Timestamp, key: usize) -> bool {
+        let holds = self.holds_sessions(now);
         let Some(inbound) = self.sessions.get_mut(key) else { return false };
         let Phase::Session(session) = &mut inbound.phase else { return true };
         let mut progress = false;
         session.set_pressure(now, self.held.pressure, &mut self.shard);
+        let mut may_take = matches!(session.wants(), Wants::Read);
+        if holds && may_take {
+            may_take = false;
+            if inbound.stream.may_read() || !inbound.leftover.is_empty() {
+                self.turns.hold(Owner::Session { key, id: inbound.id }, &mut inbound.queued);
+            }
+        }
         // Only what a session gave back is given again; most sessions leave nothing.
-        let may_take = matches!(session.wants(), Wants::Read);
         if may_take && !inbound.leftover.is_empty() {
             let taken = session.receive(now, &inbound.leftover, &mut self.shard);
             inbound.leftover.drain(..taken);

@@ -39,6 +39,7 @@ mod relay;
 mod shared;
 mod submissions;
 mod timers;
+mod turns;
 mod workers;
 
 pub use clock::Clock;

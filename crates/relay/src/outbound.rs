@@ -2,6 +2,7 @@
 
 use crate::event_loop::EventLoop;
 use crate::timers::Owner;
+use crate::turns::Turn;
 use mio::Token;
 use postrider_egress::{Connection, Setup, Wants};
 use postrider_engine::{ConnectionEnd, ConnectionId, Plan};
@@ -31,6 +32,9 @@ pub(crate) struct Outbound {
     plain_only: bool,
     state: State,
     pub(crate) scheduled: Timestamp,
+    /// It waits for a turn.
+    pub(crate) queued: bool,
+    turn: Turn,
 }
 
 enum State {
@@ -66,6 +70,8 @@ impl EventLoop {
             plain_only: false,
             state: State::Idle,
             scheduled: Timestamp::MAX,
+            queued: false,
+            turn: Turn::default(),
         });
         self.connection_keys.insert(id, key);
         self.dial(now, key);
@@ -225,14 +231,20 @@ impl EventLoop {
         self.carry(now, key);
     }
 
-    /// Writes and reads until the socket has nothing more, then sees to what the connection wants.
+    /// Writes and reads until the socket has nothing more or the turn is over, and sees to what the connection
+    /// wants.
     pub(crate) fn carry(&mut self, now: Timestamp, key: usize) {
         loop {
             let Some(outbound) = self.connections.get_mut(key) else { return };
             let State::Live(live) = &mut outbound.state else { return };
+            outbound.turn.renew(self.turns.whole);
+            if outbound.turn.is_over() {
+                self.turns.queue(Owner::Connection { key, id: outbound.id.0 }, &mut outbound.queued);
+                return self.schedule(key);
+            }
             let Live { stream, connection, tls } = &mut **live;
             let mut progress = false;
-            if let Err(error) = flush(stream, connection, now, &mut self.shard) {
+            if let Err(error) = flush(stream, connection, now, &mut self.shard, &mut outbound.turn.octets) {
                 broke(connection, *tls, now, &error, &mut self.shard);
             }
             if *tls == Tls::Handshaking && stream.tls_state() == TlsState::Established {
@@ -285,14 +297,20 @@ impl EventLoop {
             if *tls == Tls::Handshaking && stream.tls_state() == TlsState::Established {
                 progress = true;
             }
-            if !progress {
-                let owner = Owner::Connection { key, id: outbound.id.0 };
-                let State::Live(live) = &outbound.state else { return };
-                let deadline = live.connection.deadline();
-                self.timers.schedule(owner, deadline, &mut outbound.scheduled);
-                return;
+            if progress {
+                outbound.turn.count();
+            } else if outbound.turn.octets > 0 {
+                return self.schedule(key);
             }
         }
+    }
+
+    /// Sees to it that a live connection's deadline is kept.
+    fn schedule(&mut self, key: usize) {
+        let Some(outbound) = self.connections.get_mut(key) else { return };
+        let State::Live(live) = &outbound.state else { return };
+        let owner = Owner::Connection { key, id: outbound.id.0 };
+        self.timers.schedule(owner, live.connection.deadline(), &mut outbound.scheduled);
     }
 
     /// A live connection is over: the lane is told, or the next host is tried.
@@ -341,16 +359,18 @@ fn flush(
     connection: &mut Connection,
     now: Timestamp,
     shard: &mut postrider_engine::Shard,
+    octets: &mut usize,
 ) -> Result<(), StreamError> {
     if stream.tls_state() != TlsState::Plain {
         stream.flush()?;
     }
-    while connection.output_len() > 0 {
+    while connection.output_len() > 0 && *octets > 0 {
         let slices: smallvec::SmallVec<[IoSlice<'_>; 16]> =
             connection.output().take(SLICES_MAX).map(IoSlice::new).collect();
         match stream.write_vectored(&slices)? {
             WriteOutcome::Written(n) => {
                 drop(slices);
+                *octets = octets.saturating_sub(n);
                 connection.advance(now, n, shard);
             }
             WriteOutcome::WouldBlock => break,

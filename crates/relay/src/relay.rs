@@ -131,6 +131,18 @@ impl Relay {
     /// # Errors
     /// See [`StartError`]; nothing was started then.
     pub fn start(config: RelayConfig) -> Result<Relay, StartError> {
+        let (relay, event_loops) = Relay::assemble(config)?;
+        let mut threads = relay.threads.lock().unwrap_or_else(PoisonError::into_inner);
+        for (index, event_loop) in event_loops.into_iter().enumerate() {
+            let thread = std::thread::Builder::new().name(format!("shard-{index}"));
+            threads.push(thread.spawn(move || event_loop.run())?);
+        }
+        drop(threads);
+        Ok(relay)
+    }
+
+    /// All of a relay, but its event loops do not run yet.
+    pub(crate) fn assemble(config: RelayConfig) -> Result<(Relay, Vec<EventLoop>), StartError> {
         let RelayConfig {
             snapshot,
             control,
@@ -223,9 +235,9 @@ impl Relay {
             loader.loaded(),
         )?;
         let shared = Arc::new(Shared::new(Arc::new(loadout), workers, resolver, inboxes, memory_max_bytes));
-        let mut threads = Vec::new();
+        let mut event_loops = Vec::new();
         for (index, ((poll, shard), listeners)) in polls.into_iter().zip(engines).zip(by_shard).enumerate() {
-            let event_loop = EventLoop::new(Parts {
+            event_loops.push(EventLoop::new(Parts {
                 index,
                 poll,
                 clock,
@@ -236,12 +248,9 @@ impl Relay {
                 listeners,
                 shard,
                 seed: instance.seed.rotate_left(17) ^ index as u64,
-            })?;
-            threads.push(
-                std::thread::Builder::new().name(format!("shard-{index}")).spawn(move || event_loop.run())?,
-            );
+            })?);
         }
-        Ok(Relay {
+        let relay = Relay {
             shared,
             turns: AtomicUsize::new(0),
             clock,
@@ -251,10 +260,11 @@ impl Relay {
             auth_secret: instance.auth_secret,
             acts: AtomicU64::new(acts),
             changes: Mutex::new(()),
-            threads: Mutex::new(threads),
+            threads: Mutex::default(),
             log: Mutex::new(Some((committer, checkpointer))),
             loader,
-        })
+        };
+        Ok((relay, event_loops))
     }
 
     /// Where it listens: names of listeners and addresses with their real ports.

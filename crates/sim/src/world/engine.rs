@@ -87,8 +87,8 @@ impl World {
                 self.after_millis(20, Event::Resolve(shard, domain, question));
             }
             Effect::Connect { plan, .. } => self.after_millis(5, Event::Connect(shard, plan)),
-            Effect::Marked { connection, transaction } => {
-                self.with(connection, |it, shard| it.marked(now, transaction, shard));
+            Effect::MayEnd { connection, transaction } => {
+                self.with(connection, |it, shard| it.may_end(now, transaction, shard));
             }
             Effect::Resume { connection } => self.with(connection, |it, shard| it.resume(now, shard)),
             Effect::Close { connection } => self.with(connection, |it, shard| it.drain(now, shard)),
