@@ -499,10 +499,25 @@ impl Log {
                 }
                 _ => {}
             }
-            if !self.switch() {
+            if !self.switch() && !self.put_copies_first() {
                 return;
             }
         }
+    }
+
+    /// The first record waits for a segment, which may be freed only by copies behind it. A copy is in no order with
+    /// others: what it copies is durable already. False: there is none to put first.
+    fn put_copies_first(&mut self) -> bool {
+        let is_copy = |flying: &Flying| flying.copy_of.is_some();
+        if !self.copying.is_busy() || self.pending.front().is_none_or(is_copy) {
+            return false;
+        }
+        let pending = std::mem::take(&mut self.pending);
+        let (mut copies, others): (VecDeque<_>, VecDeque<_>) = pending.into_iter().partition(is_copy);
+        let found = !copies.is_empty();
+        copies.extend(others);
+        self.pending = copies;
+        found
     }
 
     /// Messages are lost here and now while the log can take none.

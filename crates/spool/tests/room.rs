@@ -5,6 +5,7 @@
 use bytes::Bytes;
 use postrider_spool::testing::SimDisk;
 use postrider_spool::{Append, Health, Log, Op, Position, Settings, Ticket};
+use std::collections::BTreeSet;
 
 struct World {
     log: Log,
@@ -48,6 +49,11 @@ impl World {
     }
 
     fn append(&mut self, size: usize, reserve: bool) {
+        self.push(size, reserve);
+        self.run();
+    }
+
+    fn push(&mut self, size: usize, reserve: bool) {
         self.ticket += 1;
         let body = if reserve { None } else { Some(Bytes::from(vec![b'x'; size])) };
         self.log.append(Append {
@@ -57,7 +63,6 @@ impl World {
             reserve,
             ..Append::default()
         });
-        self.run();
     }
 
     fn checkpoint(&mut self) {
@@ -104,6 +109,27 @@ fn a_reserve_that_is_nearly_used_up_says_so_and_comes_back_by_checkpoints() {
         }
     }
     assert_eq!(world.log.durable().0, world.ticket - world.lost);
+}
+
+#[test]
+fn a_message_never_waits_for_a_segment_that_a_copy_behind_it_would_free() {
+    let mut world = World::new();
+    world.fill();
+    let mut kept = BTreeSet::new();
+    for position in std::mem::take(&mut world.placed) {
+        // One in each segment lives on, and must be copied before the segment is used again.
+        if !kept.insert(position.generation()) {
+            world.log.release(position);
+        }
+    }
+    world.checkpoint();
+    world.checkpoint();
+    assert_eq!(world.log.health(), Health::Good);
+    for _ in 0..12 {
+        world.push(8_000, false);
+    }
+    world.run();
+    assert_eq!(world.log.pending_len(), 0);
 }
 
 #[test]
