@@ -45,6 +45,17 @@ fn send(address: SocketAddr, messages: u64, run: u64) -> Outcome {
     source::run(&plan).unwrap()
 }
 
+/// Sends more 4 KiB messages than a small disk holds; many are taken, and the rest is refused for want of room.
+fn fill(address: SocketAddr, messages: u64) -> Outcome {
+    let outcome = send(address, messages, 1);
+    let replies = refusals(&outcome);
+    eprintln!("{:?}: {replies:?}", outcome.counts);
+    assert!(outcome.counts.refused > 0, "everything went into a disk of 24 MiB");
+    assert!(outcome.counts.acknowledged > 500, "{:?}", outcome.counts);
+    assert!(replies.iter().all(|reply| reply.starts_with("452 4.3.1")), "{replies:?}");
+    outcome
+}
+
 /// Sends until ten messages in a row are taken; what was sent comes to the journal.
 fn take_again(address: SocketAddr, journal: &mut Vec<u8>) {
     // No two runs have the same number: their messages are told apart by it.
@@ -223,17 +234,11 @@ fn a_full_disk_refuses_drains_and_takes_mail_again() {
     let (address, next_hop) = (site.free(1), site.free(2));
     // The next hop is away: the backlog fills the disk.
     let relay = Relay::start_at(&site, &disk.0.join("data"), &config(address, next_hop), &[]);
-    let outcome = send(address, 8_000, 1);
-    let replies = refusals(&outcome);
-    eprintln!("{:?}: {replies:?}", outcome.counts);
-    assert!(outcome.counts.refused > 0, "32 MB went into a disk of 24");
-    assert!(outcome.counts.acknowledged > 500, "{:?}", outcome.counts);
-    assert!(replies.iter().all(|reply| reply.starts_with("452 4.3.1")), "{replies:?}");
+    let mut journal = fill(address, 8_000).journal;
     // The next hop is back: what was taken goes out, although there is no room.
     let sink = Sink::start(Options::at(vec![next_hop])).unwrap();
     relay.command(&["queue", "retry", "--all"]).must_succeed("queue retry");
     relay.wait_until_empty(DRAIN);
-    let mut journal = outcome.journal;
     take_again(address, &mut journal);
     relay.wait_until_empty(DRAIN);
     let report = check::check(&journal, &sink.stop().log, &Known::default()).unwrap();
@@ -252,17 +257,12 @@ fn a_disk_short_of_room_refuses_mail_and_gets_room_back() {
     let (address, next_hop) = (site.free(1), site.free(2));
     let config = config(address, next_hop) + "free_space = \"8 MiB\"\n";
     let relay = Relay::start_at(&site, &disk.0.join("data"), &config, &[]);
-    let outcome = send(address, 5_000, 1);
-    let replies = refusals(&outcome);
-    eprintln!("{:?}: {replies:?}", outcome.counts);
-    assert!(outcome.counts.refused > 0 && outcome.counts.acknowledged > 500, "{:?}", outcome.counts);
-    assert!(replies.iter().all(|reply| reply.starts_with("452 4.3.1")), "{replies:?}");
+    let mut journal = fill(address, 5_000).journal;
     assert!(disk.free() > FREE / 2, "{} octets are left of {FREE}", disk.free());
     // What was taken goes out, and others take room: what the log does not need any more is given back.
     let sink = Sink::start(Options::at(vec![next_hop])).unwrap();
     relay.command(&["queue", "retry", "--all"]).must_succeed("queue retry");
     relay.wait_until_empty(DRAIN);
-    let mut journal = outcome.journal;
     take_again(address, &mut journal);
     let before = disk.free();
     std::fs::write(disk.0.join("of-others"), vec![1; 4 << 20]).unwrap();
